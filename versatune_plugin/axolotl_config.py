@@ -1,0 +1,148 @@
+"""What the plugin checks and fills in an Axolotl config before Axolotl validates it; no Axolotl import.
+
+Axolotl's validation drops keys it does not know, such as `domain:` on a dataset, so the domains are copied into
+the `versatune:` block, which survives (also on the way to Ray workers).
+"""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from versatune_plugin.config import VersaTuneConfig, readable
+from versatune_plugin.domains import nearest
+
+BY_COLUMN = ""
+"""Stands for the domain of a dataset whose rows name their domain themselves."""
+
+_REFUSED = {
+    "sample_packing": "packing plans a whole epoch ahead, which would freeze the mixture; not available yet: set it "
+    "to false",
+    "pretraining_dataset": "rows without end have no epoch to mix; put the data under `datasets:`",
+    "streaming": "rows of a stream cannot be drawn by index; not available yet: set it to false",
+    "rl": "the plugin mixes supervised fine-tuning only",
+    "reward_model": "the plugin mixes supervised fine-tuning only",
+    "process_reward_model": "the plugin mixes supervised fine-tuning only",
+    "curriculum_sampling": "it asks for the rows' own order, the mixture for another",
+    "group_by_length": "it orders rows by length, the mixture draws them by domain",
+    "auto_find_batch_size": "it changes the number of rows per step in the middle of a run",
+}
+
+
+def fill_in(cfg: dict) -> None:
+    """Check the `versatune:` block with everything around it, and note each dataset's domain in it.
+
+    Args:
+        cfg: The YAML as Axolotl read it; changed in place.
+
+    Raises:
+        ValueError: All mistakes together, one line each.
+    """
+    block = cfg["versatune"]
+    problems = []
+    config = None
+    if not isinstance(block, Mapping):
+        problems.append(f"versatune: must be a block of keys, got {block!r}")
+        block = {}
+    else:
+        try:
+            config = VersaTuneConfig.model_validate(dict(block))
+        except ValidationError as error:
+            problems += readable(error)
+    problems += [
+        f"{key}: cannot be combined with versatune: {reason} (given: {cfg[key]!r})"
+        for key, reason in _REFUSED.items()
+        if cfg.get(key)
+    ]
+    if (cfg.get("context_parallel_size") or 1) > 1:
+        problems.append("context_parallel_size: above 1 is not available yet under versatune")
+    train, problems_train = _domains_of(cfg.get("datasets") or [], "datasets", block)
+    domains = _domain_order(train, block)
+    test, problems_test = _domains_of(cfg.get("test_datasets") or [], "test_datasets", block)
+    problems += problems_train + problems_test + _path_problems(cfg, block)
+    if not problems_train + problems_test:
+        problems += _heldout_problems(cfg, config, domains, test)
+    if config is not None and BY_COLUMN not in train and not problems_train:
+        problems += config.domain_problems(tuple(domains))
+    if problems:
+        raise ValueError(f"versatune: {len(problems)} mistake(s) in the YAML:\n  " + "\n  ".join(problems))
+    cfg["versatune"]["dataset_domains"] = train
+    if test:
+        cfg["versatune"]["test_dataset_domains"] = test
+
+
+def forgotten_block_problems(cfg: dict) -> list[str]:
+    """Signs that a YAML without a `versatune:` block was meant to have one."""
+    hint = nearest("versatune", cfg)
+    problems = [f"the plugin is listed but there is no `versatune:` block{hint}"] if "did you mean" in hint else []
+    if any(isinstance(entry, Mapping) and entry.get("domain") for entry in cfg.get("datasets") or []):
+        problems.append("datasets name their `domain:` but there is no `versatune:` block, so nothing would be mixed")
+    return problems
+
+
+def _domains_of(entries: list, key: str, block: Mapping) -> tuple[list[str], list[str]]:
+    """The domain of each dataset entry, and what is wrong with them."""
+    domain_of_path = {
+        path: domain for domain, paths in (block.get("domains") or {}).items() for path in paths or [] if paths
+    }
+    domains, problems = [], []
+    for number, entry in enumerate(entries):
+        where = f"{key}[{number}] ({entry.get('path')})"
+        own, mapped = entry.get("domain"), domain_of_path.get(entry.get("path"))
+        domain = own if own is not None else mapped
+        if own is not None and mapped is not None and own != mapped:
+            problems.append(f"{where}: domain is {own!r} here and {mapped!r} in versatune.domains")
+        if domain is None and block.get("domain_column"):
+            domain = BY_COLUMN
+        elif domain is None:
+            problems.append(f"{where}: no domain; add `domain: NAME` to it, or its path to versatune.domains")
+        elif not isinstance(domain, str) or not domain.strip():
+            problems.append(f"{where}: a domain must be a non-empty name, got {domain!r}")
+        domains.append(domain)
+    if not entries and key == "datasets":
+        problems.append("datasets: at least one dataset with a domain is needed")
+    return domains, problems
+
+
+def _domain_order(train: list, block: Mapping) -> list[str]:
+    """Domains in the order of `versatune.domains`, then of their first dataset."""
+    return [d for d in dict.fromkeys([*(block.get("domains") or {}), *train]) if d in train and d != BY_COLUMN]
+
+
+def _path_problems(cfg: dict, block: Mapping) -> list[str]:
+    paths = [entry.get("path") for key in ("datasets", "test_datasets") for entry in cfg.get(key) or []]
+    listed = [(domain, path) for domain, given in (block.get("domains") or {}).items() for path in given or []]
+    problems = [
+        f"versatune.domains.{domain}: no dataset has the path {path!r}{nearest(str(path), map(str, paths))}"
+        for domain, path in listed
+        if path not in paths
+    ]
+    twice = {path for _, path in listed if sum(path == other for _, other in listed) > 1}
+    return problems + [f"versatune.domains: the path {path!r} is listed more than once" for path in sorted(twice)]
+
+
+def _heldout_problems(cfg: dict, config, domains: list[str], test: list[str]) -> list[str]:
+    if config is None or config.probe.rows_per_domain == 0:
+        return []
+    if not test:
+        if cfg.get("val_set_size"):
+            return []
+        return [
+            "no held-out rows to measure the domains on: set val_set_size above 0, or give test_datasets with a domain"
+        ]
+    if BY_COLUMN in test:
+        return []
+    problems = [
+        f"test_datasets: domain {domain!r} has no training dataset{nearest(domain, domains)}"
+        for domain in dict.fromkeys(test)
+        if domain not in domains
+    ]
+    return problems + [
+        f"test_datasets: no entry for domain {domain!r}, so its loss cannot be measured"
+        for domain in domains
+        if domain not in test
+    ]
+
+
+def domain_order(config: VersaTuneConfig) -> list[str]:
+    """Domains named in the YAML, in their order (those of a column are known only when rows are read)."""
+    return _domain_order(config.dataset_domains or [], {"domains": config.domains})

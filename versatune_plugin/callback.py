@@ -1,0 +1,274 @@
+"""VersaTuneCallback: at each update interval probe -> mixture -> sampler -> history; saved with checkpoints.
+
+Staleness. Rows reach the model some batches after they were drawn: a rank holds up to 1 + workers * prefetch
+micro-batches. New proportions therefore act at the first optimizer step beyond that look-ahead; the draw number
+is computed from the step, not from where the loader happens to be, so it is the same on all ranks and after a
+resume.
+"""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from versatune_plugin.history import History, history_path, read_history
+from versatune_plugin.mixture import Mixture, Update
+from versatune_plugin.report import format_summary, format_update, plot_history
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """How far the loader draws ahead of training."""
+
+    num_batches: int
+    """Micro-batches per rank."""
+    num_steps: int
+    """The same in optimizer steps, rounded up."""
+
+    @classmethod
+    def of(cls, args) -> "LookAhead":
+        """The look-ahead under these training arguments."""
+        num_batches = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+        return cls(num_batches, math.ceil(num_batches / args.gradient_accumulation_steps))
+
+
+class VersaTuneCallback(TrainerCallback, ExportableState):
+    """Measures, decides and records at every update interval.
+
+    Args:
+        trainer: A `VersaTuneMixin` trainer: gives the sampler, the probe losses and the log.
+        new_mixture: Builds the mixture at the start of a run.
+        update_interval: Optimizer steps between updates; a function of the run's number of steps.
+        fingerprint: Of the training rows, per domain.
+        logger: Where the log lines go.
+    """
+
+    def __init__(self, trainer, new_mixture, update_interval, fingerprint: dict[str, str], logger: logging.Logger):
+        self._trainer = trainer
+        self._new_mixture = new_mixture
+        self._interval_in_steps = update_interval
+        self._fingerprint = fingerprint
+        self._logger = logger
+        self._mixture: Mixture | None = None
+
+    # Hooks of the host
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A new run measures before its first step; a resumed one takes over the checkpoint's state."""
+        self._mixture = self._new_mixture()
+        self._interval = self._interval_in_steps(state.max_steps)
+        self._look_ahead = LookAhead.of(args)
+        self._tokens = np.zeros(len(self._mixture.domains), dtype=np.int64)
+        self._counted_draw = 0  # draws whose tokens are counted
+        self._recorded_step = -1  # optimizer step of the last history line
+        self._probe_seconds = self._last_probe_seconds = 0.0
+        self._began = time.perf_counter()
+        resumed = state.global_step > 0
+        if resumed:
+            self._restore(state)
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self._history = (
+            History(history_path(args.output_dir), state.global_step if resumed else None)
+            if state.is_world_process_zero
+            else None
+        )
+        self._announce(state)
+        if not resumed:
+            self._record(state, self._measure(state, decide=False), acts_at_draw=None)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Point the sampler at the epoch: a loader that skips batches after a resume does not pass it on."""
+        sampler = self._trainer.mixture_sampler
+        sampler.set_epoch(state.global_step * sampler.block_size // sampler.num_samples)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Update where the interval is over."""
+        if state.global_step % self._interval == 0:
+            self._update(state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Measure the end, then show what happened."""
+        if self._recorded_step < state.global_step:
+            self._record(state, self._measure(state, decide=False), acts_at_draw=None)
+        if state.is_world_process_zero:
+            self._show_summary(time.perf_counter() - self._began)
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of a run."""
+        if self._mixture is None:
+            return {"args": {}, "attributes": {}}
+        return {
+            "args": {},
+            "attributes": {
+                "version": STATE_VERSION,
+                "sampler": self._trainer.mixture_sampler.state_dict(),
+                "mixture": self._mixture.state_dict(),
+                "tokens": self._tokens.tolist(),
+                "counted_draw": self._counted_draw,
+                "recorded_step": self._recorded_step,
+                "fingerprint": self._fingerprint,
+                "look_ahead": self._look_ahead.num_batches,
+                "update_interval": self._interval,
+            },
+        }
+
+    # One update
+
+    def _update(self, state) -> None:
+        update = self._measure(state, decide=True)
+        acts_at_draw = None
+        if not np.array_equal(update.proportions, update.proportions_before):
+            sampler = self._trainer.mixture_sampler
+            acts_at_draw = sampler.set_proportions(
+                update.proportions,
+                at_draw=(state.global_step + self._look_ahead.num_steps) * sampler.block_size,
+            )
+        self._record(state, update, acts_at_draw)
+
+    def _measure(self, state, decide: bool) -> Update:
+        measurement = self._trainer.probe_losses()
+        if measurement is None:
+            return self._mixture.unmeasured()
+        losses, self._last_probe_seconds = measurement
+        self._probe_seconds += self._last_probe_seconds
+        return self._mixture.update(losses, state.global_step) if decide else self._mixture.observe(losses)
+
+    def _record(self, state, update: Update, acts_at_draw: int | None) -> None:
+        """Write the update to the history, the trackers and the log."""
+        sampler = self._trainer.mixture_sampler
+        num_drawn = state.global_step * sampler.block_size  # trained on; the sampler itself is ahead
+        self._tokens += self._trainer.num_tokens_by_domain(sampler.rows(self._counted_draw, num_drawn))
+        since, self._counted_draw, self._recorded_step = self._counted_draw, num_drawn, state.global_step
+        drawn = sampler.drawn_before(num_drawn)
+        record = {
+            "step": state.global_step,
+            "epoch": num_drawn / sampler.num_samples,
+            "num_drawn": num_drawn,
+            "num_rows_by_domain": sampler.num_rows_by_domain,
+            "drawn_by_domain": self._by_domain(drawn),
+            "tokens_by_domain": self._by_domain(self._tokens),
+            "losses": self._by_domain(update.losses),
+            "reference_losses": self._by_domain(self._mixture.reference_losses),
+            "potential": self._by_domain(update.potential),
+            "forgetting": self._by_domain(update.forgetting),
+            "proportions_before": self._by_domain(update.proportions_before),
+            "proportions": self._by_domain(update.proportions),
+            "expanded": None,
+            "test": None,
+            "skipped": update.skipped,
+            "acts_at_draw": acts_at_draw,
+            "probe_seconds": self._last_probe_seconds,
+        }
+        if self._history is not None:
+            self._history.append(record)
+            self._logger.info(format_update(record, state.max_steps))
+        realised = (drawn - sampler.drawn_before(since)) / (num_drawn - since) if num_drawn > since else None
+        self._trainer.log_mixture(
+            {
+                f"versatune/{name}/{domain}": value
+                for name, values in (
+                    ("proportion", record["proportions"]),
+                    ("realised_share", self._by_domain(realised)),
+                    ("loss", record["losses"]),
+                    ("potential", record["potential"]),
+                )
+                for domain, value in (values or {}).items()
+                if value is not None
+            }
+        )
+
+    def _by_domain(self, vector: np.ndarray | None) -> dict | None:
+        """A vector as an object keyed by domain; numbers that are not finite become null."""
+        if vector is None:
+            return None
+        return {
+            domain: value if math.isfinite(value) else None
+            for domain, value in zip(self._mixture.domains, vector.tolist(), strict=True)
+        }
+
+    # Start and end of a run
+
+    def _restore(self, state) -> None:
+        """Take over the checkpoint's state, or refuse and say why."""
+        saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes")
+        if not saved:
+            raise ValueError(
+                f"the checkpoint at step {state.global_step} was written without versatune, so the rows it was trained "
+                "on are unknown: start a new run from its weights instead of resuming it"
+            )
+        if saved["version"] != STATE_VERSION:
+            raise ValueError(
+                f"the checkpoint's state has version {saved['version']}, this release reads {STATE_VERSION}"
+            )
+        if list(saved["fingerprint"]) == list(self._fingerprint):
+            changed = [domain for domain, value in self._fingerprint.items() if saved["fingerprint"][domain] != value]
+            if changed:
+                raise ValueError(
+                    f"the training rows of {', '.join(map(repr, changed))} are not those of the checkpoint: a resumed "
+                    "run would silently train on other data; restore the data or start a new run"
+                )
+        self._mixture.load_state_dict(saved["mixture"])
+        self._trainer.mixture_sampler.load_state_dict(saved["sampler"])
+        self._tokens = np.array(saved["tokens"], dtype=np.int64)
+        self._counted_draw, self._recorded_step = saved["counted_draw"], saved["recorded_step"]
+        for name, was, now in (
+            ("the loader's look-ahead in batches", saved["look_ahead"], self._look_ahead.num_batches),
+            ("update_interval", saved["update_interval"], self._interval),
+        ):
+            if was != now:
+                self._logger.warning(
+                    "resumed with another setting: %s was %s, is now %s. The rows go on exactly until the next update; "
+                    "from there this run differs from one that was never stopped",
+                    name,
+                    was,
+                    now,
+                )
+
+    def _announce(self, state) -> None:
+        sampler = self._trainer.mixture_sampler
+        if state.is_world_process_zero:
+            self._logger.info(
+                "%s: %d domains, %d rows, %s; update every %d steps, acting %d step(s) later (the loader holds up "
+                "to %d batch(es))",
+                f"resumed at step {state.global_step}" if state.global_step else "start",
+                len(sampler.domains),
+                sum(sampler.num_rows_by_domain.values()),
+                ", ".join(
+                    f"{domain} {proportion:.3f}"
+                    for domain, proportion in zip(sampler.domains, self._mixture.proportions, strict=True)
+                ),
+                self._interval,
+                self._look_ahead.num_steps,
+                self._look_ahead.num_batches,
+            )
+        if self._look_ahead.num_steps > self._interval:
+            self._logger.warning(
+                "new proportions act %d steps after their update, later than the next update (every %d steps): lower "
+                "dataloader_num_workers or dataloader_prefetch_factor, or raise versatune.update_interval",
+                self._look_ahead.num_steps,
+                self._interval,
+            )
+
+    def _show_summary(self, seconds: float) -> None:
+        records = read_history(self._history.path)
+        self._logger.info("what the run drew and what it did:\n%s", format_summary(records))
+        self._logger.info(
+            "history %s; probes took %.1f s, %.1f %% of the run",
+            self._history.path,
+            self._probe_seconds,
+            100 * self._probe_seconds / seconds,
+        )
+        try:
+            plot = plot_history(records, self._history.path.with_name("mixture.png"))
+        except ImportError as error:
+            self._logger.warning("no plot: %s; pip install 'versatune_plugin[report]'", error)
+        except OSError as error:
+            self._logger.warning("no plot: %s", error)
+        else:
+            self._logger.info("plot %s", plot)

@@ -1,0 +1,101 @@
+"""VersaTunePlugin: each Axolotl hook calls one thing of this package; no arithmetic."""
+
+import logging
+import math
+
+from axolotl.common.datasets import TrainDatasetMeta
+from axolotl.integrations.base import BasePlugin, PluginManager
+
+from versatune_plugin import axolotl_config, data
+from versatune_plugin.config import VersaTuneConfig
+
+logger = logging.getLogger("axolotl.versatune")  # Axolotl shows only its own family of loggers
+
+
+class VersaTunePlugin(BasePlugin):
+    """Gives an Axolotl run a `versatune:` block; does nothing where the YAML has none."""
+
+    def register(self, cfg) -> None:
+        """Check the block with everything around it, before anything is loaded.
+
+        Raises:
+            ValueError: All mistakes together, one line each.
+        """
+        if cfg.get("versatune") is None:
+            problems = axolotl_config.forgotten_block_problems(cfg)
+            if problems:
+                raise ValueError("versatune: " + "; ".join(problems))
+            return
+        axolotl_config.fill_in(cfg)
+        loader_keys = ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory")
+        if all(cfg.get(key) is None for key in loader_keys):
+            # Axolotl's own default prefetches 256 batches per worker: new proportions would act that much later
+            cfg["dataloader_num_workers"], cfg["dataloader_prefetch_factor"] = 1, 2
+            logger.info("dataloader_num_workers 1, dataloader_prefetch_factor 2: new proportions act soon")
+
+    def get_input_args(self) -> str:
+        """The args class that Axolotl merges into its schema."""
+        return "versatune_plugin.config.VersaTuneArgs"
+
+    def load_datasets(self, cfg, preprocess: bool = False) -> TrainDatasetMeta | None:
+        """Every domain's rows, prepared by Axolotl's own code and concatenated in domain order."""
+        if cfg.get("versatune") is None:
+            return None
+        from versatune_plugin.axolotl_data import load_domains
+        from versatune_plugin.trainer import check_domains_fit
+
+        self._refuse_other_trainers(cfg)
+        config = block_of(cfg)
+        train, heldout = load_domains(cfg, config)
+        check_domains_fit(config, train, heldout)
+        num_samples = config.samples_per_epoch or sum(map(len, train.values()))
+        num_steps = math.ceil(num_samples * cfg.num_epochs / cfg.batch_size)  # as Axolotl counts them
+        num_steps = min(num_steps, cfg.max_steps or num_steps)
+        config.interval_in_steps(num_steps)
+        self._config, self._train, self._heldout = config, train, heldout
+        return TrainDatasetMeta(
+            train_dataset=data.join(list(train.values())),
+            eval_dataset=data.join(list(heldout.values())) if heldout else None,
+            total_num_steps=num_steps,
+        )
+
+    def get_trainer_cls(self, cfg):
+        """The class Axolotl would have used for this YAML, with the mixture."""
+        if cfg.get("versatune") is None:
+            return None
+        from axolotl.core.trainers import AxolotlTrainer
+        from axolotl.utils.import_helper import get_cls_from_module_str
+
+        from versatune_plugin.trainer import make_trainer_class
+
+        return make_trainer_class(get_cls_from_module_str(cfg.trainer_cls) if cfg.trainer_cls else AxolotlTrainer)
+
+    def post_trainer_create(self, cfg, trainer) -> None:
+        """Hand the mixture to the trainer.
+
+        Raises:
+            RuntimeError: The trainer is not ours: the run would go on unmixed.
+        """
+        if cfg.get("versatune") is None:
+            return
+        from versatune_plugin.trainer import VersaTuneMixin
+
+        if not isinstance(trainer, VersaTuneMixin):
+            raise RuntimeError(
+                f"versatune: Axolotl built a {type(trainer).__name__}, which cannot mix; nothing was mixed"
+            )
+        trainer.use_mixture(self._config, self._train, self._heldout, logger)
+
+    def _refuse_other_trainers(self, cfg) -> None:
+        """Axolotl takes the first plugin's trainer class and ignores the others silently."""
+        for name, plugin in PluginManager.get_instance().plugins.items():
+            if plugin is not self and plugin.get_trainer_cls(cfg) is not None:
+                raise ValueError(f"versatune: the plugin {name} brings a trainer class of its own; use one of the two")
+        if cfg.model_config_type == "mamba":
+            raise ValueError("versatune: Axolotl's trainer for mamba models cannot mix")
+
+
+def block_of(cfg) -> VersaTuneConfig:
+    """The typed block; Axolotl turns it into a dict in which missing keys read as None."""
+    block = cfg["versatune"]
+    return VersaTuneConfig.model_validate(block.to_dict() if hasattr(block, "to_dict") else dict(block))

@@ -1,0 +1,160 @@
+"""A history as text and as a plot."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def format_update(record: dict, num_steps: int) -> str:
+    """One line: step, then per domain its proportion and measured loss."""
+    width = len(str(num_steps))
+    parts = []
+    for domain, proportion in record["proportions"].items():
+        before = record["proportions_before"][domain]
+        change = f"{before:.3f} -> {proportion:.3f}" if before != proportion else f"{proportion:.3f}"
+        loss = (record["losses"] or {}).get(domain)
+        parts.append(f"{domain} {change}" + (f" loss {loss:.3f}" if loss is not None else ""))
+    skipped = " | update skipped" if record["skipped"] else ""
+    return f"step {record['step']:>{width}}/{num_steps} | " + " | ".join(parts) + skipped
+
+
+def summarise(records: Sequence[dict]) -> list[dict]:
+    """One row per domain: rows, drawn, passes, requested and realised share, first and last loss.
+
+    Args:
+        records: A history, oldest first, at least one record.
+    """
+    first, last = records[0], records[-1]
+    requested = _requested(records)
+    rows = []
+    for domain, num_rows in last["num_rows_by_domain"].items():
+        drawn = last["drawn_by_domain"][domain]
+        measured = [r["losses"][domain] for r in records if r["losses"] and r["losses"][domain] is not None]
+        rows.append(
+            {
+                "domain": domain,
+                "rows": num_rows,
+                "drawn": drawn,
+                "passes": drawn / num_rows,
+                "requested": requested[domain],
+                "realised": drawn / last["num_drawn"] if last["num_drawn"] else None,
+                "first": first["losses"][domain] if first["losses"] else None,
+                "last": measured[-1] if measured else None,
+            }
+        )
+    return rows
+
+
+def _requested(records: Sequence[dict]) -> dict[str, float | None]:
+    """Mean proportion per domain over all draws of the run."""
+    num_drawn = records[-1]["num_drawn"]
+    changes = [(0, records[0]["proportions_before"])]
+    changes += [(r["acts_at_draw"], r["proportions"]) for r in records if r["acts_at_draw"] is not None]
+    requested = dict.fromkeys(changes[0][1], 0.0)
+    ends = [draw for draw, _ in changes[1:]] + [num_drawn]
+    for (start, proportions), end in zip(changes, ends, strict=True):
+        for domain in requested:
+            requested[domain] += max(0, min(end, num_drawn) - start) * proportions[domain]
+    return {domain: total / num_drawn if num_drawn else None for domain, total in requested.items()}
+
+
+def format_summary(records: Sequence[dict]) -> str:
+    """The summary as an aligned text table."""
+    header = ("domain", "rows", "drawn", "passes", "requested", "realised", "first loss", "last loss")
+    table = [header] + [
+        (
+            row["domain"],
+            f"{row['rows']:,}",
+            f"{row['drawn']:,}",
+            f"{row['passes']:.2f}",
+            _number(row["requested"]),
+            _number(row["realised"]),
+            _number(row["first"]),
+            _number(row["last"]),
+        )
+        for row in summarise(records)
+    ]
+    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
+    """Proportions (stacked, where they act) and losses over optimizer steps, as a PNG.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    domains = list(records[0]["proportions"])
+    colours = dict(zip(domains, _colours(len(domains)), strict=True))
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    shares, losses = figure.subplots(2, 1, sharex=True)
+
+    steps, stacks = _proportion_steps(records)
+    shares.stackplot(
+        steps,
+        np.array(stacks).T,
+        labels=domains,
+        colors=[colours[d] for d in domains],
+        step="post",
+        alpha=0.85,
+    )
+    shares.set(ylabel="proportion of drawn rows", ylim=(0, 1), title="Mixture")
+    for domain in domains:
+        points = [(r["step"], r["losses"][domain]) for r in records if r["losses"] and r["losses"][domain] is not None]
+        if points:
+            losses.plot(*zip(*points, strict=True), marker="o", ms=3, color=colours[domain], label=domain)
+        reference = (records[0]["reference_losses"] or {}).get(domain)
+        if reference is not None:
+            losses.axhline(reference, color=colours[domain], lw=0.8, ls=":")
+    losses.set(xlabel="optimizer step", ylabel="loss (nats per target token)", title="Held-out loss")
+    if records[0]["reference_losses"]:
+        losses.set_title("Held-out loss (dotted: reference)")
+    losses.grid(alpha=0.3)
+    handles, labels = shares.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
+    return path
+
+
+def _proportion_steps(records: Sequence[dict]) -> tuple[list[float], list[list[float]]]:
+    """Steps at which proportions began to act, and the proportions, up to the end of the run."""
+    last = records[-1]
+    per_step = last["num_drawn"] / last["step"] if last["step"] else 1
+    steps, stacks = [0.0], [list(records[0]["proportions_before"].values())]
+    for record in records:
+        if record["acts_at_draw"] is not None and record["acts_at_draw"] < last["num_drawn"]:
+            steps.append(record["acts_at_draw"] / per_step)
+            stacks.append(list(record["proportions"].values()))
+    return [*steps, max(last["step"], 1)], [*stacks, stacks[-1]]
+
+
+def _colours(number: int) -> list:
+    """Distinct colours: Okabe and Ito's colour-blind-safe palette, continued by a perceptual map."""
+    okabe_ito = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
+    if number <= len(okabe_ito):
+        return okabe_ito[:number]
+    from matplotlib import colormaps
+
+    return [colormaps["turbo"](position) for position in np.linspace(0.05, 0.95, number)]
