@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 WORDS = {
-    "law": "court statute plaintiff appeal contract clause tort judge evidence liability".split(),
-    "medicine": "patient dose fever artery surgery vaccine symptom tissue nerve clinic".split(),
-    "code": "def return import lambda yield class assert raise print while".split(),
+    "law": ["court", "statute", "plaintiff", "appeal", "contract", "clause", "tort", "judge", "evidence", "liability"],
+    "medicine": ["patient", "dose", "fever", "artery", "surgery", "vaccine", "symptom", "tissue", "nerve", "clinic"],
+    "code": ["def", "return", "import", "lambda", "yield", "class", "assert", "raise", "print", "while"],
 }
 NUM_ROWS = {"law": 60, "medicine": 35, "code": 21}
 NUM_HELDOUT = 12
@@ -54,8 +54,8 @@ def make_model(folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=48,
-        intermediate_size=96,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

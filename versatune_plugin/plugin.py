@@ -50,13 +50,12 @@ class VersaTunePlugin(BasePlugin):
         check_domains_fit(config, train, heldout)
         num_samples = config.samples_per_epoch or sum(map(len, train.values()))
         num_steps = math.ceil(num_samples * cfg.num_epochs / cfg.batch_size)  # as Axolotl counts them
-        num_steps = min(num_steps, cfg.max_steps or num_steps)
-        config.interval_in_steps(num_steps)
+        config.interval_in_steps(cfg.max_steps or num_steps)
         self._config, self._train, self._heldout = config, train, heldout
         return TrainDatasetMeta(
             train_dataset=data.join(list(train.values())),
             eval_dataset=data.join(list(heldout.values())) if heldout else None,
-            total_num_steps=num_steps,
+            total_num_steps=min(num_steps, cfg.max_steps or num_steps),
         )
 
     def get_trainer_cls(self, cfg):

@@ -1,0 +1,24 @@
+"""Shared by all tests: no network, no telemetry, one thread, and one tiny workspace."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ |= {
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    """A tiny model and three domains on disk (see tests/tiny.py)."""
+    from tests.tiny import make_workspace
+
+    folder = tmp_path_factory.mktemp("tiny")
+    os.environ.setdefault("HF_DATASETS_CACHE", str(folder / "cache"))
+    return make_workspace(folder)
