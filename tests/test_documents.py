@@ -1,0 +1,135 @@
+"""What the README and the examples say is true of the code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic_core import PydanticUndefined
+
+from tests.tiny import DOMAINS
+from versatune_plugin import VersaTuneConfig, axolotl_config
+from versatune_plugin.config import ProbeConfig
+from versatune_plugin.strategies import STRATEGIES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = sorted((ROOT / "yaml_examples").glob("*.yml"))
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def table(header: str) -> list[list[str]]:
+    """Cells of the rows of the README table whose header line begins so."""
+    lines = README[README.index(header) :].splitlines()[2:]
+    rows = lines[: next(number for number, line in enumerate(lines) if not line.startswith("|"))]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_readme_yaml_is_a_valid_block_with_domains():
+    (snippet,) = blocks("yaml")
+    config = yaml.safe_load(snippet)
+    axolotl_config.fill_in(config)
+    assert config["versatune"]["dataset_domains"] == ["law", "medicine"]
+
+
+def test_readme_python_trains(workspace, tmp_path):
+    pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig
+
+    (snippet,) = blocks("python")
+    rows = Dataset.from_list([{"text": f"row {number} of a few"} for number in range(60)])
+    names = {
+        "model": AutoModelForCausalLM.from_pretrained(workspace / "model"),
+        "sft_config": SFTConfig(
+            output_dir=str(tmp_path), max_steps=50, use_cpu=True, bf16=False, report_to="none", save_strategy="no"
+        ),
+        "law_rows": rows,
+        "medicine_rows": rows,
+        "law_heldout": rows,
+        "medicine_heldout": rows,
+    }
+    exec(snippet, names)
+    assert (tmp_path / "versatune" / "mixture.png").exists()
+
+
+def test_options_table_lists_every_option_with_its_default():
+    internal = {"probe", "expansion", "detection", "reference", "dataset_domains", "test_dataset_domains"}
+    documented = {row[0]: row[1] for row in table("| key | default |")}
+    fields = {name: field for name, field in VersaTuneConfig.model_fields.items() if name not in internal}
+    fields |= {f"probe.{name}": field for name, field in ProbeConfig.model_fields.items()}
+    assert set(documented) == set(fields)
+    for name, field in fields.items():
+        if field.default is not None and field.default is not PydanticUndefined:
+            assert documented[name].strip("`") == str(field.default), name
+
+
+def test_strategies_table_lists_every_strategy_and_its_file():
+    rows = table("| strategy | proportions |")
+    assert [row[0] for row in rows] == list(STRATEGIES)
+    for row in rows:
+        assert (ROOT / "versatune_plugin" / row[3]).exists()
+
+
+def test_files_named_in_the_readme_exist():
+    tree = README[README.index("## Files") : README.index("## Cite")]
+    package = ROOT / "versatune_plugin"
+    names = re.findall(r"[\w/]+\.py|\w+/", tree)
+    assert len(names) > 15
+    missing = [name for name in names if not (ROOT / name).exists() and not (package / name).exists()]
+    assert not missing
+
+
+def test_readme_commands_are_make_targets():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in ("quickstart", "test"):
+        assert f"make {command}" in README
+        assert f"\n{command}:" in makefile
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_introduces_itself_and_passes_axolotls_validation(path):
+    pytest.importorskip("axolotl")
+    from axolotl.cli.config import prepare_plugins
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    text = path.read_text(encoding="utf-8")
+    for heading in (
+        "# What it shows:",
+        "# Needs:",
+        f"# Command:       axolotl train yaml_examples/{path.name}",
+        "# Expect:",
+    ):
+        assert heading in text
+    config = DictDefault(yaml.safe_load(text))
+    keys = set(config)
+    prepare_plugins(config)
+    capabilities = {"bf16": True, "n_gpu": 1, "compute_capability": "sm_90", "fp8": False, "tf32": True}
+    validated = validate_config(config, capabilities, {"torch_version": "2.13.0"})
+    assert keys <= set(validated), "Axolotl dropped a key"
+    block = VersaTuneConfig.model_validate(validated["versatune"].to_dict())
+    assert len(block.dataset_domains) == len(validated["datasets"])
+
+
+def test_there_are_the_examples_the_readme_promises():
+    assert {path.stem for path in EXAMPLES} == {"minimal", "paper_full_finetune", "lora", "qlora"}
+
+
+def test_trl_example_runs(workspace, tmp_path):
+    pytest.importorskip("trl")
+    script = ROOT / "yaml_examples" / "trl_sft.py"
+    arguments = f"--data {workspace}/data --model_name_or_path {workspace}/model --output_dir {tmp_path}/out"
+    arguments += " --max_steps 5 --max_length 64 --use_cpu --bf16 false --report_to none --save_strategy no"
+    finished = subprocess.run(
+        [sys.executable, str(script), *arguments.split()], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "[versatune] step 5/5 | code " in finished.stderr
+    assert all(f"\n{domain} " in finished.stderr for domain in DOMAINS)
