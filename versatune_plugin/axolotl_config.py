@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from versatune_plugin.config import VersaTuneConfig, readable
-from versatune_plugin.domains import nearest
+from versatune_plugin.config import VersaTuneConfig, domain_problems, readable
+from versatune_plugin.domains import is_domain_name, nearest
 
 BY_COLUMN = ""
 """Stands for the domain of a dataset whose rows name their domain themselves."""
@@ -37,9 +37,9 @@ def fill_in(cfg: dict) -> None:
     Raises:
         ValueError: All mistakes together, one line each.
     """
-    block = cfg["versatune"]
-    problems = []
-    config = None
+    if cfg["versatune"] is None:
+        cfg["versatune"] = {}
+    block, problems, config = cfg["versatune"], [], None
     if not isinstance(block, Mapping):
         problems.append(f"versatune: must be a block of keys, got {block!r}")
         block = {}
@@ -55,14 +55,21 @@ def fill_in(cfg: dict) -> None:
     ]
     if (cfg.get("context_parallel_size") or 1) > 1:
         problems.append("context_parallel_size: above 1 is not available yet under versatune")
-    train, problems_train = _domains_of(cfg.get("datasets") or [], "datasets", block)
-    domains = _domain_order(train, block)
-    test, problems_test = _domains_of(cfg.get("test_datasets") or [], "test_datasets", block)
-    problems += problems_train + problems_test + _path_problems(cfg, block)
-    if not problems_train + problems_test:
-        problems += _heldout_problems(cfg, config, domains, test)
-    if config is not None and BY_COLUMN not in train and not problems_train:
-        problems += config.domain_problems(tuple(domains))
+    paths = _paths_by_domain(block)
+    entries = {key: _entries(cfg, key, problems) for key in ("datasets", "test_datasets")}
+    train, problems_train = _domains_of(entries["datasets"], "datasets", block, "dataset_domains")
+    test, problems_test = _domains_of(entries["test_datasets"], "test_datasets", block, "test_dataset_domains")
+    problems += problems_train + problems_test + _path_problems(entries, paths)
+    named = tuple(_domain_order(train, block))
+    if _measures(block):
+        problems += _heldout_problems(cfg, named, test, complete=not problems_train + problems_test)
+    if BY_COLUMN not in train and not problems_train:
+        problems += domain_problems(block, named)
+    if config is not None and isinstance(cfg.get("max_steps"), int):
+        try:
+            config.interval_in_steps(cfg["max_steps"])
+        except ValueError as error:
+            problems.append(str(error))
     if problems:
         raise ValueError(f"versatune: {len(problems)} mistake(s) in the YAML:\n  " + "\n  ".join(problems))
     cfg["versatune"]["dataset_domains"] = train
@@ -74,62 +81,90 @@ def forgotten_block_problems(cfg: dict) -> list[str]:
     """Signs that a YAML without a `versatune:` block was meant to have one."""
     hint = nearest("versatune", cfg)
     problems = [f"the plugin is listed but there is no `versatune:` block{hint}"] if "did you mean" in hint else []
-    if any(isinstance(entry, Mapping) and entry.get("domain") for entry in cfg.get("datasets") or []):
+    datasets = cfg.get("datasets")
+    if isinstance(datasets, list) and any(isinstance(entry, Mapping) and entry.get("domain") for entry in datasets):
         problems.append("datasets name their `domain:` but there is no `versatune:` block, so nothing would be mixed")
     return problems
 
 
-def _domains_of(entries: list, key: str, block: Mapping) -> tuple[list[str], list[str]]:
-    """The domain of each dataset entry, and what is wrong with them."""
-    domain_of_path = {
-        path: domain for domain, paths in (block.get("domains") or {}).items() for path in paths or [] if paths
+def _entries(cfg: dict, key: str, problems: list[str]) -> list[Mapping]:
+    """The dataset entries under a key; one that is no entry is a problem."""
+    entries = cfg.get(key) or []
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        problems.append(f"{key}: must be a list of datasets, each a block with a `path`, got {entries!r}")
+        return []
+    if not entries and key == "datasets":
+        problems.append("datasets: at least one dataset with a domain is needed")
+    return entries
+
+
+def _paths_by_domain(block: Mapping) -> dict[str, list[str]]:
+    """`versatune.domains` as far as it is well-formed; the block's own checks report the rest."""
+    given = block.get("domains")
+    given = given if isinstance(given, Mapping) else {}
+    return {
+        domain: [path for path in paths if isinstance(path, str)]
+        for domain, paths in given.items()
+        if isinstance(paths, list)
     }
+
+
+def _domains_of(entries: list, key: str, block: Mapping, noted_key: str) -> tuple[list[str], list[str]]:
+    """The domain of each dataset entry, and what is wrong with them.
+
+    On a Ray worker, which gets the validated config, `domain:` is gone and what was noted before counts.
+    """
+    domain_of_path = {path: domain for domain, paths in _paths_by_domain(block).items() for path in paths}
+    noted = block.get(noted_key) or []
+    noted = noted if len(noted) == len(entries) else [None] * len(entries)
     domains, problems = [], []
-    for number, entry in enumerate(entries):
+    for number, (entry, before) in enumerate(zip(entries, noted, strict=True)):
         where = f"{key}[{number}] ({entry.get('path')})"
         own, mapped = entry.get("domain"), domain_of_path.get(entry.get("path"))
-        domain = own if own is not None else mapped
+        domain = next((name for name in (own, mapped, before) if name is not None), None)
         if own is not None and mapped is not None and own != mapped:
             problems.append(f"{where}: domain is {own!r} here and {mapped!r} in versatune.domains")
         if domain is None and block.get("domain_column"):
             domain = BY_COLUMN
         elif domain is None:
             problems.append(f"{where}: no domain; add `domain: NAME` to it, or its path to versatune.domains")
-        elif not isinstance(domain, str) or not domain.strip():
-            problems.append(f"{where}: a domain must be a non-empty name, got {domain!r}")
+        elif not is_domain_name(domain) and domain is not before:
+            problems.append(f"{where}: a domain must be a non-empty name without blanks around it, got {domain!r}")
         domains.append(domain)
-    if not entries and key == "datasets":
-        problems.append("datasets: at least one dataset with a domain is needed")
     return domains, problems
 
 
 def _domain_order(train: list, block: Mapping) -> list[str]:
     """Domains in the order of `versatune.domains`, then of their first dataset."""
-    return [d for d in dict.fromkeys([*(block.get("domains") or {}), *train]) if d in train and d != BY_COLUMN]
+    return [d for d in dict.fromkeys([*_paths_by_domain(block), *train]) if d in train and is_domain_name(d)]
 
 
-def _path_problems(cfg: dict, block: Mapping) -> list[str]:
-    paths = [entry.get("path") for key in ("datasets", "test_datasets") for entry in cfg.get(key) or []]
-    listed = [(domain, path) for domain, given in (block.get("domains") or {}).items() for path in given or []]
+def _path_problems(entries: Mapping[str, list], paths_by_domain: Mapping[str, list]) -> list[str]:
+    known = [entry.get("path") for key in entries for entry in entries[key]]
+    listed = [(domain, path) for domain, paths in paths_by_domain.items() for path in paths]
     problems = [
-        f"versatune.domains.{domain}: no dataset has the path {path!r}{nearest(str(path), map(str, paths))}"
+        f"versatune.domains.{domain}: no dataset has the path {path!r}{nearest(path, map(str, known))}"
         for domain, path in listed
-        if path not in paths
+        if path not in known
     ]
     twice = {path for _, path in listed if sum(path == other for _, other in listed) > 1}
     return problems + [f"versatune.domains: the path {path!r} is listed more than once" for path in sorted(twice)]
 
 
-def _heldout_problems(cfg: dict, config, domains: list[str], test: list[str]) -> list[str]:
-    if config is None or config.probe.rows_per_domain == 0:
-        return []
-    if not test:
+def _measures(block: Mapping) -> bool:
+    probe = block.get("probe")
+    return not isinstance(probe, Mapping) or probe.get("rows_per_domain") != 0
+
+
+def _heldout_problems(cfg: dict, domains: tuple[str, ...], test: list[str], complete: bool) -> list[str]:
+    """Domains without held-out rows; `complete`: every dataset's domain is known."""
+    if not test and not cfg.get("test_datasets"):
         if cfg.get("val_set_size"):
             return []
         return [
             "no held-out rows to measure the domains on: set val_set_size above 0, or give test_datasets with a domain"
         ]
-    if BY_COLUMN in test:
+    if BY_COLUMN in test or not complete:
         return []
     problems = [
         f"test_datasets: domain {domain!r} has no training dataset{nearest(domain, domains)}"

@@ -9,13 +9,15 @@ resume.
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from versatune_plugin.history import History, history_path, read_history
+from versatune_plugin.history import History, history_path
 from versatune_plugin.mixture import Mixture, Update
 from versatune_plugin.report import format_summary, format_update, plot_history
 
@@ -44,16 +46,26 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
     Args:
         trainer: A `VersaTuneMixin` trainer: gives the sampler, the probe losses and the log.
         new_mixture: Builds the mixture at the start of a run.
-        update_interval: Optimizer steps between updates; a function of the run's number of steps.
-        fingerprint: Of the training rows, per domain.
+        interval_in_steps: Optimizer steps between updates, from the run's number of steps.
+        fingerprints: Of each set of rows; a resumed run must have the same.
+        settings: The block; a resumed run says which of them changed.
         logger: Where the log lines go.
     """
 
-    def __init__(self, trainer, new_mixture, update_interval, fingerprint: dict[str, str], logger: logging.Logger):
+    def __init__(
+        self,
+        trainer,
+        new_mixture: Callable[[], Mixture],
+        interval_in_steps: Callable[[int], int],
+        fingerprints: dict[str, str],
+        settings: dict,
+        logger: logging.Logger,
+    ) -> None:
         self._trainer = trainer
         self._new_mixture = new_mixture
-        self._interval_in_steps = update_interval
-        self._fingerprint = fingerprint
+        self._interval_in_steps = interval_in_steps
+        self._fingerprints = fingerprints
+        self._settings = settings
         self._logger = logger
         self._mixture: Mixture | None = None
 
@@ -65,7 +77,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         self._interval = self._interval_in_steps(state.max_steps)
         self._look_ahead = LookAhead.of(args)
         self._tokens = np.zeros(len(self._mixture.domains), dtype=np.int64)
-        self._counted_draw = 0  # draws whose tokens are counted
+        self._drawn = np.zeros_like(self._tokens)  # by domain, at the last history line
+        self._counted_draw = 0  # draws at the last history line
         self._recorded_step = -1  # optimizer step of the last history line
         self._probe_seconds = self._last_probe_seconds = 0.0
         self._began = time.perf_counter()
@@ -73,11 +86,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         if resumed:
             self._restore(state)
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        self._history = (
-            History(history_path(args.output_dir), state.global_step if resumed else None)
-            if state.is_world_process_zero
-            else None
-        )
+        self._history = self._open_history(args.output_dir, resumed) if state.is_world_process_zero else None
         self._announce(state)
         if not resumed:
             self._record(state, self._measure(state, decide=False), acts_at_draw=None)
@@ -97,6 +106,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         if self._recorded_step < state.global_step:
             self._record(state, self._measure(state, decide=False), acts_at_draw=None)
         if state.is_world_process_zero:
+            self._history.flush()
             self._show_summary(time.perf_counter() - self._began)
 
     def state(self) -> dict:
@@ -112,9 +122,12 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 "tokens": self._tokens.tolist(),
                 "counted_draw": self._counted_draw,
                 "recorded_step": self._recorded_step,
-                "fingerprint": self._fingerprint,
-                "look_ahead": self._look_ahead.num_batches,
-                "update_interval": self._interval,
+                "fingerprints": self._fingerprints,
+                "settings": self._settings
+                | {
+                    "steps until new proportions act": self._look_ahead.num_steps,
+                    "number of processes": self._trainer.args.world_size,
+                },
             },
         }
 
@@ -168,7 +181,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         if self._history is not None:
             self._history.append(record)
             self._logger.info(format_update(record, state.max_steps))
-        realised = (drawn - sampler.drawn_before(since)) / (num_drawn - since) if num_drawn > since else None
+        realised = (drawn - self._drawn) / (num_drawn - since) if num_drawn > since else None
+        self._drawn = drawn
         self._trainer.log_mixture(
             {
                 f"versatune/{name}/{domain}": value
@@ -206,29 +220,34 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             raise ValueError(
                 f"the checkpoint's state has version {saved['version']}, this release reads {STATE_VERSION}"
             )
-        if list(saved["fingerprint"]) == list(self._fingerprint):
-            changed = [domain for domain, value in self._fingerprint.items() if saved["fingerprint"][domain] != value]
-            if changed:
-                raise ValueError(
-                    f"the training rows of {', '.join(map(repr, changed))} are not those of the checkpoint: a resumed "
-                    "run would silently train on other data; restore the data or start a new run"
-                )
         self._mixture.load_state_dict(saved["mixture"])
         self._trainer.mixture_sampler.load_state_dict(saved["sampler"])
+        changed = [name for name, value in self._fingerprints.items() if saved["fingerprints"].get(name) != value]
+        if changed:
+            raise ValueError(
+                f"the {', '.join(changed)} are not those of the checkpoint: the resumed run would silently be another "
+                "one; restore the data or start a new run"
+            )
         self._tokens = np.array(saved["tokens"], dtype=np.int64)
         self._counted_draw, self._recorded_step = saved["counted_draw"], saved["recorded_step"]
-        for name, was, now in (
-            ("the loader's look-ahead in batches", saved["look_ahead"], self._look_ahead.num_batches),
-            ("update_interval", saved["update_interval"], self._interval),
-        ):
-            if was != now:
+        self._drawn = self._trainer.mixture_sampler.drawn_before(self._counted_draw)
+        settings = self.state()["attributes"]["settings"]
+        for name, was in saved["settings"].items():
+            if was != settings.get(name):
                 self._logger.warning(
                     "resumed with another setting: %s was %s, is now %s. The rows go on exactly until the next update; "
                     "from there this run differs from one that was never stopped",
                     name,
                     was,
-                    now,
+                    settings.get(name),
                 )
+
+    def _open_history(self, output_dir: str, resumed: bool) -> History:
+        """A new history, or that of the run which wrote the checkpoint (it may lie in another folder)."""
+        if not resumed:
+            return History(history_path(output_dir))
+        before = history_path(Path(self._trainer.resumed_from).parent)
+        return History(history_path(output_dir), before, self._recorded_step)
 
     def _announce(self, state) -> None:
         sampler = self._trainer.mixture_sampler
@@ -256,7 +275,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             )
 
     def _show_summary(self, seconds: float) -> None:
-        records = read_history(self._history.path)
+        records = self._history.records
         self._logger.info("what the run drew and what it did:\n%s", format_summary(records))
         self._logger.info(
             "history %s; probes took %.1f s, %.1f %% of the run",
@@ -268,7 +287,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             plot = plot_history(records, self._history.path.with_name("mixture.png"))
         except ImportError as error:
             self._logger.warning("no plot: %s; pip install 'versatune_plugin[report]'", error)
-        except OSError as error:
-            self._logger.warning("no plot: %s", error)
+        except Exception as error:  # whatever a plotting library may raise, a finished run must not fail by it
+            self._logger.warning("no plot: %r", error)
         else:
             self._logger.info("plot %s", plot)

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from versatune_plugin.domains import check_proportions, in_domain_order, nearest
+from versatune_plugin.domains import check_proportions, in_domain_order, misfits, nearest
 from versatune_plugin.strategies import STRATEGIES, Strategy, powered
 
 LATER_STRATEGIES = (
@@ -35,6 +35,12 @@ _DEFAULT_START = {
     "proportional": "proportional",
     "manual": None,
 }
+
+# The default probe: its budget as a share of the run, the fewest and most rows per domain, and what training on a row
+# costs at least (LoRA: a forward pass, and a backward pass of about the same price).
+_PROBE_BUDGET = 0.05
+_PROBE_ROWS = (8, 128)
+_FORWARDS_PER_TRAINED_ROW = 2
 
 _START_NAMES = ("detected", "uniform", "proportional")
 
@@ -70,15 +76,28 @@ class _Block(BaseModel):
             return handler(data)
         unknown = [key for key in data if key not in cls.model_fields]
         errors = [_error((key,), f"unknown key{nearest(str(key), cls.model_fields)}", data[key]) for key in unknown]
+        valid = {key: value for key, value in data.items() if key not in unknown}
+        wrong: set = set()
         try:
-            block = handler({key: value for key, value in data.items() if key not in unknown})
+            block = handler(valid)
         except ValidationError as error:
             errors += [_error(_without_tag(e["loc"]), e["msg"], e["input"]) for e in error.errors(include_url=False)]
-        else:
-            errors += [_error(where, message, data.get(where[0])) for where, message in block.problems()]
+            wrong = {e["loc"][0] for e in error.errors() if e["loc"]}
+            block = cls._of_valid_keys(handler, {key: value for key, value in valid.items() if key not in wrong})
+        if block is not None:
+            contradictions = [problem for problem in block.problems() if problem[0][0] not in wrong]
+            errors += [_error(where, message, data.get(where[0])) for where, message in contradictions]
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return block
+
+    @staticmethod
+    def _of_valid_keys(handler, data):
+        """What the keys with valid values say, to look for contradictions between them; None where one is needed."""
+        try:
+            return handler(data)
+        except ValidationError:
+            return None
 
     def problems(self) -> list[Problem]:
         """Contradictions between keys that are valid one by one."""
@@ -88,8 +107,11 @@ class _Block(BaseModel):
 class ProbeConfig(_Block):
     """The fixed held-out rows on which losses are measured."""
 
-    rows_per_domain: int = Field(
-        128, ge=0, description="Held-out rows per domain; 0: measure nothing (fixed strategies only). Ours."
+    rows_per_domain: int | None = Field(
+        None,
+        ge=0,
+        description="Held-out rows per domain; 0: measure nothing (fixed strategies only). Default: 8 to 128, as many "
+        "as keep the probes below 5 % of the run. Ours.",
     )
 
 
@@ -134,11 +156,15 @@ class VersaTuneConfig(_Block):
         "Default: detected; for the strategies uniform and proportional their own.",
     )
     initial_power: float = Field(
-        1.0, ge=-4, le=4, description="Start ~ initial_proportions**power: 1 as given, 0 uniform, -1 inverse."
+        1.0,
+        ge=-4,
+        le=4,
+        strict=True,
+        description="Start ~ initial_proportions**power: 1 as given, 0 uniform, -1 inverse.",
     )
-    sigma: float = Field(0.5, ge=0, description="Scale of a shift per update (Algorithm 2). Value ours.")
+    sigma: float = Field(0.5, ge=0, strict=True, description="Scale of a shift per update (Algorithm 2). Value ours.")
     update_interval: float = Field(
-        50, gt=0, description="Optimizer steps between updates; below 1: a share of the whole run. Ours."
+        50, gt=0, strict=True, description="Optimizer steps between updates; below 1: a share of the whole run. Ours."
     )
     reference_losses: _NumbersOrName | None = Field(
         None, description="Reference loss per domain, nats per target token, or a references.json."
@@ -147,7 +173,7 @@ class VersaTuneConfig(_Block):
     samples_per_epoch: int | None = Field(
         None, ge=1, description="Examples drawn per epoch. Default: the number of training rows."
     )
-    domains: dict[str, list[str]] | None = Field(
+    domains: dict[str, Annotated[list[str], Field(min_length=1)]] | None = Field(
         None, description="Paths of the datasets of each domain, instead of a `domain:` key on each dataset."
     )
     domain_column: str | None = Field(
@@ -175,7 +201,12 @@ class VersaTuneConfig(_Block):
     @property
     def start(self) -> str | dict[str, float] | None:
         """`initial_proportions`, or what the strategy starts from where it is left out."""
-        return self.initial_proportions or _DEFAULT_START.get(self.strategy)
+        return _DEFAULT_START.get(self.strategy) if self.initial_proportions is None else self.initial_proportions
+
+    @property
+    def power(self) -> float:
+        """The power to which the start is raised."""
+        return -1.0 if self.strategy == "inverse" else self.initial_power
 
     def _strategy_problems(self) -> list[Problem]:
         if self.strategy in LATER_STRATEGIES:
@@ -220,7 +251,7 @@ class VersaTuneConfig(_Block):
             ]
         if isinstance(self.start, dict):
             try:
-                check_proportions(self.start, list(self.start), "initial_proportions")
+                powered(check_proportions(self.start, list(self.start)), self.power)
             except ValueError as error:
                 return [(key, str(error))]
         return []
@@ -251,18 +282,6 @@ class VersaTuneConfig(_Block):
 
     # What follows needs the domains, which come from the datasets.
 
-    def domain_problems(self, domains: tuple[str, ...]) -> list[str]:
-        """Names in the block that do not fit the domains of the datasets."""
-        problems = []
-        for key in ("initial_proportions", "reference_losses"):
-            values = getattr(self, key)
-            if isinstance(values, dict):
-                try:
-                    in_domain_order(values, domains, f"versatune.{key}")
-                except ValueError as error:
-                    problems += str(error).split("; versatune.")
-        return problems
-
     def initial_vector(self, num_rows_by_domain: dict[str, int]) -> np.ndarray:
         """Proportions at the start, shape (num_domains,), sum 1."""
         domains = list(num_rows_by_domain)
@@ -274,7 +293,7 @@ class VersaTuneConfig(_Block):
         else:
             start = np.full(len(domains), 1 / len(domains))
         try:
-            return powered(start, -1 if self.strategy == "inverse" else self.initial_power)
+            return powered(start, self.power)
         except ValueError as error:
             raise ValueError(f"versatune.initial_proportions: {error}") from error
 
@@ -290,6 +309,20 @@ class VersaTuneConfig(_Block):
             return None
         return in_domain_order(self.reference_losses, domains, "versatune.reference_losses")
 
+    def probe_rows(self, num_domains: int, interval: int, block_size: int) -> int:
+        """Held-out rows per domain: the user's number, or as many as the probe's share of the run allows.
+
+        Args:
+            num_domains: Domains to measure.
+            interval: Optimizer steps between two probes.
+            block_size: Rows per optimizer step.
+        """
+        if self.probe.rows_per_domain is not None:
+            return self.probe.rows_per_domain
+        forward_passes = _FORWARDS_PER_TRAINED_ROW * interval * block_size
+        fewest, most = _PROBE_ROWS
+        return int(min(most, max(fewest, _PROBE_BUDGET * forward_passes / num_domains)))
+
     def interval_in_steps(self, num_steps: int) -> int:
         """Optimizer steps between two updates in a run of `num_steps`.
 
@@ -303,6 +336,15 @@ class VersaTuneConfig(_Block):
                 f"give at most {num_steps}, or a share of the run such as 0.1"
             )
         return max(1, interval)
+
+
+def domain_problems(block: Mapping, domains: tuple[str, ...]) -> list[str]:
+    """Names in a `versatune:` block that do not fit the domains of the datasets."""
+    problems = []
+    for key in ("initial_proportions", "reference_losses"):
+        if isinstance(block.get(key), Mapping):
+            problems += misfits(block[key], domains, f"versatune.{key}")
+    return problems
 
 
 class VersaTuneArgs(BaseModel):

@@ -1,12 +1,12 @@
 """Rows per domain: splitting by a column, joining in domain order, counting tokens, fingerprints."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, List, Value, concatenate_datasets
 
 TOKENS = "input_ids"
 LABELS = "labels"
@@ -21,6 +21,8 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset]:
     if column not in dataset.column_names:
         raise ValueError(f"no column {column!r} in the dataset; it has: {', '.join(dataset.column_names)}")
     values = dataset[column][:]
+    if isinstance(dataset.features[column], ClassLabel):
+        values = [None if value is None else dataset.features[column].int2str(value) for value in values]
     empty = sum(1 for value in values if value is None or not str(value).strip())
     if empty:
         raise ValueError(f"{empty} of {len(values)} rows have no domain in column {column!r}")
@@ -31,9 +33,20 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset]:
 
 
 def join(datasets: Sequence[Dataset]) -> Dataset:
-    """The rows of all datasets one after another, with the columns that all of them have."""
-    common = [name for name in datasets[0].column_names if all(name in other.column_names for other in datasets)]
-    return concatenate_datasets([dataset.select_columns(common) for dataset in datasets])
+    """The rows of all datasets one after another.
+
+    Kept are the columns that all of them have in the same type; token columns of different integer types are
+    brought to one.
+    """
+    kept = []
+    for name in datasets[0].column_names:
+        if all(name in dataset.column_names for dataset in datasets):
+            types = {str(dataset.features[name]) for dataset in datasets}
+            if len(types) > 1 and name in (TOKENS, LABELS):
+                datasets = [dataset.cast_column(name, List(Value("int64"))) for dataset in datasets]
+            if len(types) == 1 or name in (TOKENS, LABELS):
+                kept.append(name)
+    return concatenate_datasets([dataset.select_columns(kept) for dataset in datasets])
 
 
 def token_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray:
@@ -43,7 +56,12 @@ def token_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray
 
 
 def num_targets(dataset: Dataset) -> int:
-    """Target tokens of all rows: labels that are not -100, from the second on (the first predicts nothing)."""
+    """Target tokens of all rows: labels that are not -100, from the second on (the first has nothing before it).
+
+    Rows without labels are their own labels, as TRL's collator has it.
+    """
+    if LABELS not in dataset.column_names:
+        return int((token_counts(dataset) - 1).sum())
     return sum(sum(label != -100 for label in labels[1:]) for labels in dataset[LABELS])
 
 
@@ -58,8 +76,3 @@ def fingerprint(dataset: Dataset) -> str:
             digest.update(pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
             digest.update(lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
     return digest.hexdigest()
-
-
-def fingerprints(rows_by_domain: Mapping[str, Dataset]) -> dict[str, str]:
-    """A fingerprint per domain."""
-    return {domain: fingerprint(rows) for domain, rows in rows_by_domain.items()}

@@ -16,6 +16,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else f"; valid names: {', '.join(valid)}"
 
 
+def is_domain_name(name) -> bool:
+    """Whether this can name a domain."""
+    return isinstance(name, str) and bool(name) and name == name.strip()
+
+
 def check_domain_names(domains: Sequence[str], key: str = "domains") -> tuple[str, ...]:
     """Domain names in their order.
 
@@ -25,12 +30,28 @@ def check_domain_names(domains: Sequence[str], key: str = "domains") -> tuple[st
     if not domains:
         raise ValueError(f"{key}: at least one domain is needed")
     for domain in domains:
-        if not isinstance(domain, str) or not domain.strip():
-            raise ValueError(f"{key}: a domain name must be a non-empty string, got {domain!r}")
+        if not is_domain_name(domain):
+            raise ValueError(
+                f"{key}: a domain name must be a non-empty string without blanks around it, got {domain!r}"
+            )
     duplicates = sorted({domain for domain in domains if list(domains).count(domain) > 1})
     if duplicates:
         raise ValueError(f"{key}: duplicate domain {', '.join(map(repr, duplicates))}; each name must occur once")
     return tuple(domains)
+
+
+def misfits(names: Iterable, domains: Sequence, key: str) -> list[str]:
+    """One line per name that is no domain and per domain without a name."""
+    names = list(names)
+    return [
+        f"{key} names an unknown domain {name!r}{nearest(str(name), map(str, domains))}"
+        for name in names
+        if name not in domains
+    ] + [
+        f"{key} has no value for domain {name!r}; give one for each of: {', '.join(map(str, domains))}"
+        for name in domains
+        if name not in names
+    ]
 
 
 def in_domain_order(values_by_domain: Mapping, domains: Sequence, key: str) -> np.ndarray:
@@ -39,16 +60,7 @@ def in_domain_order(values_by_domain: Mapping, domains: Sequence, key: str) -> n
     Raises:
         ValueError: A domain is missing, or a name is not a domain.
     """
-    problems = [
-        f"{key} names an unknown domain {name!r}{nearest(str(name), map(str, domains))}"
-        for name in values_by_domain
-        if name not in domains
-    ]
-    problems += [
-        f"{key} has no value for domain {name!r}; give one for each of: {', '.join(map(str, domains))}"
-        for name in domains
-        if name not in values_by_domain
-    ]
+    problems = misfits(values_by_domain, domains, key)
     if problems:
         raise ValueError("; ".join(problems))
     return np.array([values_by_domain[domain] for domain in domains], dtype=np.float64)

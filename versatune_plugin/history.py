@@ -51,38 +51,44 @@ class History:
     """The history of a run that is being written.
 
     Args:
-        path: The file; its folder is made.
-        resume_step: None for a new run, which moves an older history aside; otherwise the optimizer step of
-            the checkpoint: later lines (of a run that was killed after it) are cut off.
+        path: The file; its folder is made. An older history there is moved aside, unless it is the one to go on.
+        go_on_from: The history of the run that is resumed; None for a new run.
+        until_step: Step of the last line of `go_on_from` that the checkpoint knows of; later lines (of a run that
+            was killed after it) are left out.
 
     Raises:
         OSError: The folder or file cannot be written.
     """
 
-    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+    def __init__(self, path: Path, go_on_from: Path | None = None, until_step: int = -1) -> None:
         self.path = path
-        self._waiting: list[str] = []
+        self.records: list[dict] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines: list[str] = []
-        if path.exists():
-            if resume_step is None:
-                os.replace(path, path.with_name("history.previous.jsonl"))
-            else:
-                lines = _lines_until(path, resume_step)
-        write_atomically(path, "".join(lines))
-        self._size = path.stat().st_size  # bytes of whole lines
+        if go_on_from is not None and go_on_from.exists():
+            self.records = _records_until(go_on_from, until_step)
+        if path.exists() and path != go_on_from:
+            os.replace(path, path.with_name("history.previous.jsonl"))
+        self._rewrite()
 
     def append(self, record: dict) -> None:
-        """Write a record, and those that are still waiting; a disk fault is reported, not fatal."""
-        self._waiting.append(to_line(record))
-        text = "".join(self._waiting).encode()
+        """Write a record, and those that are still waiting; a fault of the disk is reported, not fatal."""
+        self.records.append(record)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on the disk yet."""
         try:
-            self._write(text)
+            if not self.path.exists() or self.path.stat().st_size < self._size:
+                self._rewrite()  # somebody cut or removed the file
+            else:
+                self._write("".join(map(to_line, self.records[self._num_written :])).encode())
         except OSError as error:
-            logger.warning("%d history line(s) wait in memory: %s: %s", len(self._waiting), self.path, error)
-        else:
-            self._size += len(text)
-            self._waiting.clear()
+            waiting = len(self.records) - self._num_written
+            logger.warning("%d history line(s) wait in memory: %s: %s", waiting, self.path, error)
+
+    def _rewrite(self) -> None:
+        write_atomically(self.path, "".join(map(to_line, self.records)))
+        self._size, self._num_written = self.path.stat().st_size, len(self.records)  # whole lines
 
     def _write(self, text: bytes) -> None:
         file = os.open(self.path, os.O_WRONLY)
@@ -95,11 +101,12 @@ class History:
             os.fsync(file)
         finally:
             os.close(file)
+        self._size, self._num_written = self._size + len(text), len(self.records)
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
+def _records_until(path: Path, step: int) -> list[dict]:
     """The whole lines of an interrupted history up to an optimizer step."""
-    lines = []
+    records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             record = json.loads(line)
@@ -107,5 +114,5 @@ def _lines_until(path: Path, step: int) -> list[str]:
             break  # torn by a fault of the disk: the run writes it again
         if not line.endswith("\n") or record["step"] > step:
             break
-        lines.append(line)
-    return lines
+        records.append(record)
+    return records

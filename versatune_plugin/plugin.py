@@ -21,7 +21,7 @@ class VersaTunePlugin(BasePlugin):
         Raises:
             ValueError: All mistakes together, one line each.
         """
-        if cfg.get("versatune") is None:
+        if "versatune" not in cfg:
             problems = axolotl_config.forgotten_block_problems(cfg)
             if problems:
                 raise ValueError("versatune: " + "; ".join(problems))
@@ -39,7 +39,7 @@ class VersaTunePlugin(BasePlugin):
 
     def load_datasets(self, cfg, preprocess: bool = False) -> TrainDatasetMeta | None:
         """Every domain's rows, prepared by Axolotl's own code and concatenated in domain order."""
-        if cfg.get("versatune") is None:
+        if not self._acts(cfg):
             return None
         from versatune_plugin.axolotl_data import load_domains
         from versatune_plugin.trainer import check_domains_fit
@@ -60,7 +60,7 @@ class VersaTunePlugin(BasePlugin):
 
     def get_trainer_cls(self, cfg):
         """The class Axolotl would have used for this YAML, with the mixture."""
-        if cfg.get("versatune") is None:
+        if not self._acts(cfg):
             return None
         from axolotl.core.trainers import AxolotlTrainer
         from axolotl.utils.import_helper import get_cls_from_module_str
@@ -75,7 +75,7 @@ class VersaTunePlugin(BasePlugin):
         Raises:
             RuntimeError: The trainer is not ours: the run would go on unmixed.
         """
-        if cfg.get("versatune") is None:
+        if not self._acts(cfg):
             return
         from versatune_plugin.trainer import VersaTuneMixin
 
@@ -85,10 +85,16 @@ class VersaTunePlugin(BasePlugin):
             )
         trainer.use_mixture(self._config, self._train, self._heldout, logger)
 
+    def _acts(self, cfg) -> bool:
+        """Whether the YAML has our block; of two instances (by `plugins:` and by entry point) only the first acts."""
+        plugins = PluginManager.get_instance().plugins.values()
+        ours = [plugin for plugin in plugins if isinstance(plugin, VersaTunePlugin)]
+        return cfg.get("versatune") is not None and (not ours or ours[0] is self)
+
     def _refuse_other_trainers(self, cfg) -> None:
         """Axolotl takes the first plugin's trainer class and ignores the others silently."""
         for name, plugin in PluginManager.get_instance().plugins.items():
-            if plugin is not self and plugin.get_trainer_cls(cfg) is not None:
+            if not isinstance(plugin, VersaTunePlugin) and plugin.get_trainer_cls(cfg) is not None:
                 raise ValueError(f"versatune: the plugin {name} brings a trainer class of its own; use one of the two")
         if cfg.model_config_type == "mamba":
             raise ValueError("versatune: Axolotl's trainer for mamba models cannot mix")

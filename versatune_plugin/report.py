@@ -50,14 +50,24 @@ def summarise(records: Sequence[dict]) -> list[dict]:
 def _requested(records: Sequence[dict]) -> dict[str, float | None]:
     """Mean proportion per domain over all draws of the run."""
     num_drawn = records[-1]["num_drawn"]
-    changes = [(0, records[0]["proportions_before"])]
-    changes += [(r["acts_at_draw"], r["proportions"]) for r in records if r["acts_at_draw"] is not None]
+    changes = _changes(records)
     requested = dict.fromkeys(changes[0][1], 0.0)
     ends = [draw for draw, _ in changes[1:]] + [num_drawn]
     for (start, proportions), end in zip(changes, ends, strict=True):
         for domain in requested:
             requested[domain] += max(0, min(end, num_drawn) - start) * proportions[domain]
     return {domain: total / num_drawn if num_drawn else None for domain, total in requested.items()}
+
+
+def _changes(records: Sequence[dict]) -> list[tuple[int, dict]]:
+    """The draws at which proportions began to act, ascending, with the proportions."""
+    changes = [(0, records[0]["proportions_before"])]
+    for record in records:
+        if record["acts_at_draw"] is not None:
+            while changes[-1][0] >= record["acts_at_draw"] > 0:
+                changes.pop()  # a resumed run with a shorter look-ahead acts before what was waiting
+            changes.append((record["acts_at_draw"], record["proportions"]))
+    return changes
 
 
 def format_summary(records: Sequence[dict]) -> str:
@@ -108,6 +118,7 @@ def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
     FigureCanvasAgg(figure)
     shares, losses = figure.subplots(2, 1, sharex=True)
 
+    shares.margins(x=0)
     steps, stacks = _proportion_steps(records)
     shares.stackplot(
         steps,
@@ -121,7 +132,7 @@ def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
     for domain in domains:
         points = [(r["step"], r["losses"][domain]) for r in records if r["losses"] and r["losses"][domain] is not None]
         if points:
-            losses.plot(*zip(*points, strict=True), marker="o", ms=3, color=colours[domain], label=domain)
+            losses.plot(*zip(*points, strict=True), marker="o", ms=3, color=colours[domain])
         reference = (records[0]["reference_losses"] or {}).get(domain)
         if reference is not None:
             losses.axhline(reference, color=colours[domain], lw=0.8, ls=":")
@@ -130,7 +141,7 @@ def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
         losses.set_title("Held-out loss (dotted: reference)")
     losses.grid(alpha=0.3)
     handles, labels = shares.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    figure.legend(handles[::-1], labels[::-1], loc="outside right upper")  # in the order of the stack
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, dpi=120, format="png")
@@ -142,12 +153,15 @@ def _proportion_steps(records: Sequence[dict]) -> tuple[list[float], list[list[f
     """Steps at which proportions began to act, and the proportions, up to the end of the run."""
     last = records[-1]
     per_step = last["num_drawn"] / last["step"] if last["step"] else 1
-    steps, stacks = [0.0], [list(records[0]["proportions_before"].values())]
-    for record in records:
-        if record["acts_at_draw"] is not None and record["acts_at_draw"] < last["num_drawn"]:
-            steps.append(record["acts_at_draw"] / per_step)
-            stacks.append(list(record["proportions"].values()))
+    acted = [(draw, values) for draw, values in _changes(records) if draw == 0 or draw < last["num_drawn"]]
+    steps = [draw / per_step for draw, _ in acted]
+    stacks = [list(proportions.values()) for _, proportions in acted]
     return [*steps, max(last["step"], 1)], [*stacks, stacks[-1]]
+
+
+def _label(domain: str) -> str:
+    """A domain's name as matplotlib shows it: no mathematics, and not hidden from the legend."""
+    return (" " if domain.startswith("_") else "") + domain.replace("$", r"\$")
 
 
 def _colours(number: int) -> list:

@@ -21,11 +21,12 @@ from versatune_plugin.domains import check_proportions
 
 STATE_VERSION = 1
 
-_CHUNK_DRAWS = 16_384  # planned at once: about 2 ms of work, so that the first batch does not wait
-_MAX_DENOMINATOR = 10**9  # proportions as exact fractions: 0.1 is 1/10, anything else is off by less than 1e-17
+# Planned at once: some milliseconds of work, so that the first batch does not wait.
+_CHUNK_DRAWS, _CHUNK_BLOCKS = 16_384, 512
+_MAX_DENOMINATOR = 10**9  # proportions as exact fractions: 0.1 is 1/10; below 5e-10 is never
 _MAX_LOOKAHEAD = 64  # blocks over which an out-of-order choice is checked for fairness
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_ROUND_KEYS = np.arange(4, dtype=np.uint64) * _GOLDEN  # one per Feistel round
+_ROUND_KEYS = np.arange(6, dtype=np.uint64) * _GOLDEN  # one per Feistel round
 
 
 @dataclass
@@ -58,13 +59,11 @@ class _Stretch:
         candidates = [
             j for j, (floor, remainder) in enumerate(shares) if remainder and counts[j] == floor
         ]  # their share is not whole: rounding it up is allowed
-        deadlines = {j: self._deadline(j, counts[j]) for j in candidates}
-        by_deadline = sorted(candidates, key=lambda j: (deadlines[j], -self.lag[j]))
+        by_deadline = sorted(candidates, key=lambda j: self._deadline(j, counts[j]))
         chosen = by_deadline[:open_places]
-        if block == 1 and any(self.lag):
+        if open_places and any(self.lag):
             need = {j: self.lag[j] + shares[j][1] / self._total for j in candidates}
-            by_need = sorted(candidates, key=lambda j: -need[j])
-            chosen = self._serve_the_needy(counts, by_need, by_deadline, open_places)
+            chosen = self._serve_the_needy(counts, block, by_deadline, chosen, need)
         for j in chosen:
             counts[j] += 1
         return counts
@@ -73,32 +72,37 @@ class _Stretch:
         """The block at whose end the domain's share has reached `count + 1`."""
         return -((count + 1) * self._total // -(self.weights[domain] * self.block_size))
 
-    def _serve_the_needy(self, counts, by_need, by_deadline, open_places) -> list[int]:
-        """Round up first where earlier, short stretches rounded down, as long as later shares stay fair.
+    def _serve_the_needy(self, counts, block: int, by_deadline, chosen, need: dict[int, float]) -> list[int]:
+        """Round up those that earlier stretches rounded down, one by one while later shares can still be fair.
 
-        Without it a domain whose share of a stretch is below one draw would never be drawn. One domain out of
-        deadline order is always safe: the shares missing in later blocks add up to a whole number, and its own
-        is one of them. More than one is tried and checked.
+        Deadlines alone would round the same domains down in every stretch: one whose share of a stretch is below
+        one draw would never be drawn.
         """
-        for num_needy in range(open_places, 0, -1):
-            needy = by_need[:num_needy]
-            others = [j for j in by_deadline if j not in needy]
-            chosen = needy + others[: open_places - num_needy]
-            if num_needy == 1 or self._stays_fair(counts, chosen):
-                return chosen
-        return []
+        needy: list[int] = []
+        for j in sorted(need, key=lambda j: -need[j]):
+            if len(needy) == len(chosen):
+                break
+            others = [other for other in by_deadline if other != j and other not in needy]
+            trial = [*needy, j, *others[: len(chosen) - len(needy) - 1]]
+            if set(trial) == set(chosen) or self._stays_fair(counts, block, trial):
+                needy, chosen = [*needy, j], trial
+        return chosen
 
-    def _stays_fair(self, counts: list[int], chosen: list[int]) -> bool:
+    def _stays_fair(self, counts: list[int], block: int, chosen: list[int]) -> bool:
+        """Whether all later blocks can have their fair shares after this choice.
+
+        At most one domain ahead of its rounded-down share is always fair: what the roundings leave open in a block
+        adds up to a whole number of places, at least one where any share is not whole.
+        """
         after = [count + (j in chosen) for j, count in enumerate(counts)]
-        horizon = max(self._deadline(j, counts[j]) for j in chosen)
-        return horizon <= _MAX_LOOKAHEAD and all(
-            sum(
-                max(count, block * self.block_size * weight // self._total)
-                for count, weight in zip(after, self.weights, strict=True)
-            )
-            <= block * self.block_size
-            for block in range(2, horizon)
-        )
+        for later in range(block + 1, block + 1 + _MAX_LOOKAHEAD):
+            draws = later * self.block_size
+            floors = [draws * weight // self._total for weight in self.weights]
+            if sum(count > floor for count, floor in zip(after, floors, strict=True)) <= 1:
+                return True
+            if sum(map(max, after, floors)) > draws:
+                return False
+        return False
 
 
 @dataclass
@@ -108,6 +112,8 @@ class _Cursor:
     stretch: _Stretch | None = None
     block: int = 0
     counts: list[int] = field(default_factory=list)
+    previous_counts: list[int] = field(default_factory=list)
+    """After one block less: planning may begin again in the block it ended in."""
 
 
 class MixtureSampler:
@@ -139,9 +145,11 @@ class MixtureSampler:
     ) -> None:
         if not isinstance(num_rows_by_domain, Mapping):
             num_rows_by_domain = dict(enumerate(num_rows_by_domain))
-        for name, value in (("block_size", block_size), ("num_samples", num_samples)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        sizes = [("block_size", block_size, 1), ("num_samples", num_samples, 1)]
+        sizes += [(f"the number of rows of {domain!r}", rows, 0) for domain, rows in num_rows_by_domain.items()]
+        for name, value, least in sizes:
+            if value < least or value != int(value):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {seed}")
         self.domains = tuple(num_rows_by_domain)
@@ -170,7 +178,9 @@ class MixtureSampler:
         end = (self._num_drawn // self.num_samples + 1) * self.num_samples
         while self._num_drawn < end:
             revision = self._revision
-            stop = min(end, self._num_drawn + max(self.block_size, _CHUNK_DRAWS))
+            first_block = self._num_drawn // self.block_size
+            num_blocks = min(_CHUNK_BLOCKS, max(1, _CHUNK_DRAWS // self.block_size))
+            stop = min(end, (first_block + num_blocks) * self.block_size)
             for row in self._rows(self._num_drawn, stop, self._ahead).tolist():
                 self._num_drawn += 1
                 yield row
@@ -321,12 +331,13 @@ class MixtureSampler:
         """Draws by domain before a block's first draw; moves the cursor there."""
         stretch = self._journal[bisect_right(self._journal, draw, key=lambda s: s.draw) - 1]
         block = (draw - stretch.draw) // self.block_size
-        if cursor.stretch is not stretch or cursor.block > block:
+        if cursor.stretch is not stretch or cursor.block > block + 1:
             cursor.stretch, cursor.block, cursor.counts = stretch, 0, [0] * len(self.domains)
         while cursor.block < block:
-            cursor.block += 1
+            cursor.block, cursor.previous_counts = cursor.block + 1, cursor.counts
             cursor.counts = stretch.next_counts(cursor.counts, cursor.block)
-        return [before + count for before, count in zip(stretch.drawn, cursor.counts, strict=True)]
+        counts = cursor.counts if cursor.block == block else cursor.previous_counts
+        return [before + count for before, count in zip(stretch.drawn, counts, strict=True)]
 
     def _rows(self, start: int, stop: int, cursor: _Cursor) -> np.ndarray:
         """Row indices of draws `start` to `stop` - 1, whole blocks computed at once."""
@@ -361,7 +372,7 @@ class MixtureSampler:
         half_bits = self._half_bits[domain_ids]
         values = _feistel(values, keys, half_bits)
         outside = np.flatnonzero(values >= num_rows)
-        while outside.size:  # cycle-walking: the network permutes a range up to four times as large
+        while outside.size:  # cycle-walking: the network permutes a larger range
             values[outside] = _feistel(values[outside], keys[outside], half_bits[outside])
             outside = outside[values[outside] >= num_rows[outside]]
         return values.astype(np.int64) + self._offsets[domain_ids]

@@ -4,8 +4,7 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from versatune_plugin import data
-from versatune_plugin.config import VersaTuneConfig
-from versatune_plugin.trainer import VersaTuneMixin, as_domains, check_domains_fit
+from versatune_plugin.trainer import VersaTuneMixin, check_before_the_model, check_domains_fit
 
 
 class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
@@ -24,25 +23,15 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
     """
 
     def __init__(self, *args, train_dataset, eval_dataset=None, versatune, **kwargs) -> None:
-        config = VersaTuneConfig.model_validate(versatune)
-        train = as_domains(train_dataset, "train_dataset", config)
-        heldout = as_domains(eval_dataset, "eval_dataset", config)
-        check_domains_fit(config, train, heldout)
-        sft_config = kwargs.get("args") or (args[1] if len(args) > 1 else None)
-        if sft_config is not None and (sft_config.packing or sft_config.padding_free):
-            raise ValueError("SFTConfig(packing=True) and padding_free=True are not available yet under versatune")
+        config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
         self._raw_train, self._prepared_train = train, None
         super().__init__(
-            *args,
-            train_dataset=next(iter(train.values())),
-            eval_dataset=heldout or None,
-            versatune=None,
-            **kwargs,
+            *args, train_dataset=next(iter(train.values())), eval_dataset=heldout or None, versatune=None, **kwargs
         )
         prepared = self._prepared_train or train  # TRL skips preparation where the user says so
         heldout = self.eval_dataset or {}
         del self._raw_train, self._prepared_train
-        check_domains_fit(config, prepared, heldout)
+        check_domains_fit(config, prepared, heldout, when=" left after TRL prepared them")
         self.train_dataset = data.join(list(prepared.values()))
         self.use_mixture(config, prepared, heldout)
 
@@ -50,7 +39,12 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         """Prepare every domain where TRL asks for the train set (which it knows as the first domain's rows)."""
         raw = self.__dict__.get("_raw_train", {})
         if self.__dict__.get("_prepared_train") is not None or not any(dataset is rows for rows in raw.values()):
-            return super()._prepare_dataset(dataset, *args, **kwargs)
-        prepare = super()._prepare_dataset
-        self._prepared_train = {domain: prepare(rows, *args, **kwargs) for domain, rows in raw.items()}
+            return self._prepare_domain(dataset, *args, **kwargs)
+        self._prepared_train = {domain: self._prepare_domain(rows, *args, **kwargs) for domain, rows in raw.items()}
         return dataset
+
+    def _prepare_domain(self, rows: Dataset, *args, **kwargs) -> Dataset:
+        """Prepare one domain; TRL would decide by the first domain's rows whether prompts are masked in all."""
+        if self.args.completion_only_loss is None:
+            self.completion_only_loss = {"prompt", "completion"} <= set(rows.column_names)
+        return super()._prepare_dataset(rows, *args, **kwargs)

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast
 from datasets import Dataset
+from safetensors import SafetensorError, safe_open
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from versatune_plugin import data
 from versatune_plugin.callback import VersaTuneCallback
-from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.config import VersaTuneConfig, domain_problems
 from versatune_plugin.domains import check_domain_names
 from versatune_plugin.mixture import Mixture
 from versatune_plugin.probes import Probes, build_probes, choose_rows, num_target_tokens, sum_losses
@@ -43,15 +44,14 @@ class VersaTuneMixin:
     """
 
     mixture_sampler: MixtureSampler | None = None
+    resumed_from: str | None = None
+    """The checkpoint that the run goes on from."""
 
     def __init__(self, *args, train_dataset=None, eval_dataset=None, versatune=None, **kwargs) -> None:
         if versatune is None:  # the Axolotl plugin brings the mixture after construction
             super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
             return
-        config = VersaTuneConfig.model_validate(versatune)
-        train = as_domains(train_dataset, "train_dataset", config)
-        heldout = as_domains(eval_dataset, "eval_dataset", config)
-        check_domains_fit(config, train, heldout)
+        config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
         super().__init__(*args, train_dataset=data.join(list(train.values())), eval_dataset=heldout, **kwargs)
         self.use_mixture(config, train, heldout)
 
@@ -70,14 +70,16 @@ class VersaTuneMixin:
             heldout: Tokenised held-out rows of the same domains.
             logger: Where the log lines go; default: this package's.
         """
-        problems = argument_problems(self.args)
-        if problems:
-            raise ValueError("versatune cannot run with these training arguments:\n  " + "\n  ".join(problems))
+        check_arguments(self.args)
         self._versatune = config
         self._num_rows_by_domain = {domain: len(rows) for domain, rows in train.items()}
-        self._probes = self._build_probes(heldout) if config.probe.rows_per_domain else None
-        config.interval_in_steps(self._num_steps())
+        block_size = self.get_total_train_batch_size(self.args)
+        interval = config.interval_in_steps(num_steps(self.args, self._num_samples(), block_size))
+        num_probe_rows = config.probe_rows(len(train), interval, block_size)
+        self._probes = self._build_probes(heldout, num_probe_rows) if num_probe_rows else None
         domains = tuple(train)
+        fingerprints = {f"training rows of {domain!r}": data.fingerprint(rows) for domain, rows in train.items()}
+        fingerprints |= {f"held-out rows of {domain!r}": data.fingerprint(rows) for domain, rows in heldout.items()}
         self.add_callback(
             VersaTuneCallback(
                 self,
@@ -88,7 +90,8 @@ class VersaTuneMixin:
                     config.reference_vector(domains),
                 ),
                 config.interval_in_steps,
-                data.fingerprints(train),
+                fingerprints,
+                config.model_dump(exclude={"domains", "domain_column", "dataset_domains", "test_dataset_domains"}),
                 logger or _visible_logger(),
             )
         )
@@ -104,16 +107,15 @@ class VersaTuneMixin:
             self._num_rows_by_domain,
             self._versatune.initial_vector(self._num_rows_by_domain),
             block_size=block_size,
-            num_samples=self._steps_per_epoch() * block_size,
+            num_samples=math.ceil(self._num_samples() / block_size) * block_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
         return self.mixture_sampler
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the host's, but a checkpoint that was cut off while it was written is passed over, and said so."""
-        return super().train(
-            resume_from_checkpoint=_whole_checkpoint(resume_from_checkpoint, self.args.output_dir), **kwargs
-        )
+        self.resumed_from = _whole_checkpoint(resume_from_checkpoint, self.args)
+        return super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
 
     # What the callback needs
 
@@ -149,28 +151,22 @@ class VersaTuneMixin:
         """Send numbers to the user's trackers now.
 
         The base class's `log` is called past the subclass's, which would add the running means of its own
-        training metrics to our record and empty them.
+        training metrics to our record and empty them. A log that the host still has to write stays due.
         """
+        due = self.control.should_log
         Trainer.log(self, dict(numbers))
+        self.control.should_log = due
 
-    # Steps
-
-    def _steps_per_epoch(self) -> int:
-        num_samples = self._versatune.samples_per_epoch or sum(self._num_rows_by_domain.values())
-        return math.ceil(num_samples / self.get_total_train_batch_size(self.args))
-
-    def _num_steps(self) -> int:
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        return math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
+    def _num_samples(self) -> int:
+        """Draws per epoch, before they are rounded up to whole steps."""
+        return self._versatune.samples_per_epoch or sum(self._num_rows_by_domain.values())
 
     # Probes
 
-    def _build_probes(self, heldout: Mapping[str, Dataset]) -> Probes:
-        wanted, seed = self._versatune.probe.rows_per_domain, self.args.seed
+    def _build_probes(self, heldout: Mapping[str, Dataset], num_rows: int) -> Probes:
         rows = {
             domain: self._remove_unused_columns(
-                heldout[domain].select(choose_rows(len(heldout[domain]), wanted, seed)), description="probe"
+                heldout[domain].select(choose_rows(len(heldout[domain]), num_rows, self.args.seed)), description="probe"
             )
             for domain in self._num_rows_by_domain
         }
@@ -225,17 +221,56 @@ def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset]:
     return dict(rows)
 
 
-def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping) -> None:
+def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, kwargs: dict):
+    """Everything that can be told from a trainer's arguments, before the host loads a model.
+
+    Args:
+        versatune: The block.
+        train_dataset: As given to the trainer.
+        eval_dataset: As given to the trainer.
+        args: The trainer's other positional arguments: model, training arguments, ...
+        kwargs: The trainer's other keyword arguments.
+
+    Returns:
+        The config, the training rows and the held-out rows per domain.
+    """
+    config = VersaTuneConfig.model_validate(versatune)
+    train = as_domains(train_dataset, "train_dataset", config)
+    heldout = as_domains(eval_dataset, "eval_dataset", config)
+    check_domains_fit(config, train, heldout)
+    training_args = kwargs.get("args") or (args[1] if len(args) > 1 else None)
+    if training_args is not None:
+        check_arguments(training_args)
+        rows_per_step = training_args.train_batch_size * training_args.gradient_accumulation_steps
+        num_samples = config.samples_per_epoch or sum(map(len, train.values()))
+        config.interval_in_steps(num_steps(training_args, num_samples, rows_per_step * training_args.world_size))
+    return config, train, heldout
+
+
+def num_steps(args, num_samples: int, block_size: int) -> int:
+    """Optimizer steps of a run that draws `num_samples` rows per epoch, `block_size` per step."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * math.ceil(num_samples / block_size))
+
+
+def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping, when: str = "") -> None:
     """Report at once every domain without rows and every name in the block that is no domain.
+
+    Args:
+        config: The block.
+        train: Training rows per domain.
+        heldout: Held-out rows per domain.
+        when: Ends the sentence about rows, such as " left after preparation".
 
     Raises:
         ValueError: With one line per mistake.
     """
-    problems = config.domain_problems(tuple(train))
-    problems += [f"domain {domain!r} has no training rows" for domain, rows in train.items() if len(rows) == 0]
-    if config.probe.rows_per_domain:
+    problems = domain_problems(config.model_dump(), tuple(train))
+    problems += [f"domain {domain!r} has no training rows{when}" for domain, rows in train.items() if len(rows) == 0]
+    if config.probe.rows_per_domain != 0:
         problems += [
-            f"domain {domain!r} has no held-out rows: its loss cannot be measured"
+            f"domain {domain!r} has no held-out rows{when}: its loss cannot be measured"
             for domain in train
             if domain not in heldout or len(heldout[domain]) == 0
         ]
@@ -244,6 +279,17 @@ def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping)
     ]
     if problems:
         raise ValueError("versatune cannot mix these domains:\n  " + "\n  ".join(problems))
+
+
+def check_arguments(args) -> None:
+    """Report at once all training arguments under which a mixture would not be exact.
+
+    Raises:
+        ValueError: With one line per argument.
+    """
+    problems = argument_problems(args)
+    if problems:
+        raise ValueError("versatune cannot run with these training arguments:\n  " + "\n  ".join(problems))
 
 
 def argument_problems(args) -> list[str]:
@@ -267,6 +313,11 @@ def argument_problems(args) -> list[str]:
             args.train_sampling_strategy == "group_by_length",
             "train_sampling_strategy group_by_length: rows are ordered by the mixture",
         ),
+        (
+            getattr(args, "packing", False) or getattr(args, "eval_packing", False),
+            "packing: rows are packed before training, which would freeze the mixture; not available yet",
+        ),
+        (getattr(args, "padding_free", False), "padding_free: not available yet"),
         (accelerator.split_batches, "accelerator_config.split_batches: not available yet"),
         (accelerator.dispatch_batches, "accelerator_config.dispatch_batches: not available yet"),
     ]
@@ -284,21 +335,23 @@ def _visible_logger() -> logging.Logger:
     return logger
 
 
-def _whole_checkpoint(wanted: str | bool | None, output_dir: str) -> str | bool | None:
-    """The wanted checkpoint, or the newest whole one before it where a kill cut it off.
+def _whole_checkpoint(wanted: str | bool | None, args) -> str | None:
+    """The wanted checkpoint, or the newest whole one before it where a kill cut it off; None for a new run.
 
     Raises:
         ValueError: There is no whole checkpoint to resume from.
     """
     if not wanted:
-        return wanted
-    path = get_last_checkpoint(output_dir) if wanted is True else str(wanted)
-    if path is None or _is_whole(Path(path)):
-        return path or wanted
+        return None
+    path = get_last_checkpoint(args.output_dir) if wanted is True else str(wanted)
+    if path is None:
+        raise ValueError(f"no checkpoint to resume from in {args.output_dir}")
+    if _is_whole(Path(path), args):
+        return path
     earlier = [
         other
         for other in Path(path).parent.glob("checkpoint-*")
-        if _step_of(other) < _step_of(Path(path)) and _is_whole(other)
+        if _step_of(other) < _step_of(Path(path)) and _is_whole(other, args)
     ]
     if not earlier:
         raise ValueError(
@@ -314,11 +367,22 @@ def _step_of(checkpoint: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether everything was written: the host writes trainer_state.json last, and ranks write their own *.pth."""
+def _is_whole(checkpoint: Path, args) -> bool:
+    """Whether everything a resume needs is there, to the last byte."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        for weights in checkpoint.glob("*.safetensors"):
+            with safe_open(weights, framework="np"):
+                pass
+    except (OSError, json.JSONDecodeError, SafetensorError):
         return False
-    tensors = [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]
-    return "global_step" in state and all(zipfile.is_zipfile(file) for file in tensors)
+    needed = []
+    if not (args.deepspeed or args.fsdp):  # those keep weights and optimizer in folders of their own
+        if not [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]:
+            return False
+        ranks = (
+            [f"rng_state_{rank}.pth" for rank in range(args.world_size)] if args.world_size > 1 else ["rng_state.pth"]
+        )
+        needed = [] if args.save_only_model else ["optimizer.pt", "scheduler.pt", *ranks]
+    files = {*map(checkpoint.joinpath, needed), *checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")}
+    return "global_step" in state and all(zipfile.is_zipfile(file) for file in files)
