@@ -42,7 +42,7 @@ class VersaTunePlugin(BasePlugin):
         if not self._acts(cfg):
             return None
         from versatune_plugin.axolotl_data import load_domains
-        from versatune_plugin.trainer import check_domains_fit
+        from versatune_plugin.trainer_checks import check_domains_fit
 
         self._refuse_other_trainers(cfg)
         config = block_of(cfg)

@@ -4,7 +4,8 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from versatune_plugin import data
-from versatune_plugin.trainer import VersaTuneMixin, check_before_the_model, check_domains_fit
+from versatune_plugin.trainer import VersaTuneMixin
+from versatune_plugin.trainer_checks import check_before_the_model, check_domains_fit
 
 
 class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
@@ -35,16 +36,18 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         self.train_dataset = data.join(list(prepared.values()))
         self.use_mixture(config, prepared, heldout)
 
-    def _prepare_dataset(self, dataset: Dataset, *args, **kwargs) -> Dataset:
+    def _prepare_dataset(self, dataset: Dataset, processing_class, args, *rest) -> Dataset:
         """Prepare every domain where TRL asks for the train set (which it knows as the first domain's rows)."""
         raw = self.__dict__.get("_raw_train", {})
         if self.__dict__.get("_prepared_train") is not None or not any(dataset is rows for rows in raw.values()):
-            return self._prepare_domain(dataset, *args, **kwargs)
-        self._prepared_train = {domain: self._prepare_domain(rows, *args, **kwargs) for domain, rows in raw.items()}
+            return self._prepare_domain(dataset, processing_class, args, *rest)
+        self._prepared_train = {
+            domain: self._prepare_domain(rows, processing_class, args, *rest) for domain, rows in raw.items()
+        }
         return dataset
 
-    def _prepare_domain(self, rows: Dataset, *args, **kwargs) -> Dataset:
+    def _prepare_domain(self, rows: Dataset, processing_class, args, *rest) -> Dataset:
         """Prepare one domain; TRL would decide by the first domain's rows whether prompts are masked in all."""
-        if self.args.completion_only_loss is None:
+        if args.completion_only_loss is None:
             self.completion_only_loss = {"prompt", "completion"} <= set(rows.column_names)
-        return super()._prepare_dataset(rows, *args, **kwargs)
+        return super()._prepare_dataset(rows, processing_class, args, *rest)

@@ -1,0 +1,64 @@
+"""Which checkpoint a run can be resumed from: a kill may have cut one off while it was written."""
+
+import json
+import logging
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import get_last_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def whole_checkpoint(wanted: str | bool | None, args) -> str | None:
+    """The wanted checkpoint, or the newest whole one before it where a kill cut it off; None for a new run.
+
+    Raises:
+        ValueError: There is no whole checkpoint to resume from.
+    """
+    if not wanted:
+        return None
+    path = get_last_checkpoint(args.output_dir) if wanted is True else str(wanted)
+    if path is None:
+        raise ValueError(f"no checkpoint to resume from in {args.output_dir}")
+    if _is_whole(Path(path), args):
+        return path
+    earlier = [
+        other
+        for other in Path(path).parent.glob("checkpoint-*")
+        if _step_of(other) < _step_of(Path(path)) and _is_whole(other, args)
+    ]
+    if not earlier:
+        raise ValueError(
+            f"{path} is not a whole checkpoint (cut off while it was written?) and there is none before it"
+        )
+    best = str(max(earlier, key=_step_of))
+    logger.warning("%s is not whole (cut off while it was written): resuming from %s", path, best)
+    return best
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def _is_whole(checkpoint: Path, args) -> bool:
+    """Whether everything a resume needs is there, to the last byte."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for weights in checkpoint.glob("*.safetensors"):
+            with safe_open(weights, framework="np"):
+                pass
+    except (OSError, json.JSONDecodeError, SafetensorError):
+        return False
+    needed = []
+    if not (args.deepspeed or args.fsdp):  # those keep weights and optimizer in folders of their own
+        if not [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]:
+            return False
+        ranks = (
+            [f"rng_state_{rank}.pth" for rank in range(args.world_size)] if args.world_size > 1 else ["rng_state.pth"]
+        )
+        needed = [] if args.save_only_model else ["optimizer.pt", "scheduler.pt", *ranks]
+    files = {*map(checkpoint.joinpath, needed), *checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")}
+    return "global_step" in state and all(zipfile.is_zipfile(file) for file in files)

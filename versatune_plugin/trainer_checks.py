@@ -1,0 +1,144 @@
+"""What a trainer is given, checked before the host loads a model: domains, rows, training arguments, steps."""
+
+import math
+from collections.abc import Mapping
+
+from datasets import Dataset
+
+from versatune_plugin import data
+from versatune_plugin.config import VersaTuneConfig, domain_problems
+from versatune_plugin.domains import check_domain_names
+
+DOMAIN_COLUMN = "domain"
+
+
+def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset]:
+    """Rows per domain from a dict of datasets or from one Dataset with a domain column.
+
+    Raises:
+        ValueError: The rows are missing, are a stream, or have no domain; the message names the argument.
+    """
+    if rows is None:
+        if name == "eval_dataset" and config.probe.rows_per_domain == 0:
+            return {}
+        raise ValueError(f"{name} is missing: give a dict of datasets per domain, or a Dataset with a domain column")
+    if isinstance(rows, Dataset):
+        column = config.domain_column or DOMAIN_COLUMN
+        try:
+            return data.split_by_column(rows, column)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; or give a dict of datasets per domain") from error
+    if not isinstance(rows, Mapping):
+        raise ValueError(
+            f"{name} must be a dict of datasets per domain or a Dataset with a domain column, got {type(rows).__name__}"
+        )
+    check_domain_names(list(rows), name)
+    for domain, part in rows.items():
+        if not isinstance(part, Dataset):
+            raise ValueError(
+                f"{name}[{domain!r}] must be a datasets.Dataset, got {type(part).__name__} (streams: not yet)"
+            )
+    return dict(rows)
+
+
+def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, kwargs: dict):
+    """Everything that can be told from a trainer's arguments, before the host loads a model.
+
+    Args:
+        versatune: The block.
+        train_dataset: As given to the trainer.
+        eval_dataset: As given to the trainer.
+        args: The trainer's other positional arguments: model, training arguments, ...
+        kwargs: The trainer's other keyword arguments.
+
+    Returns:
+        The config, the training rows and the held-out rows per domain.
+    """
+    config = VersaTuneConfig.model_validate(versatune)
+    train = as_domains(train_dataset, "train_dataset", config)
+    heldout = as_domains(eval_dataset, "eval_dataset", config)
+    check_domains_fit(config, train, heldout)
+    training_args = kwargs.get("args") or (args[1] if len(args) > 1 else None)
+    if training_args is not None:
+        check_arguments(training_args)
+        rows_per_step = training_args.train_batch_size * training_args.gradient_accumulation_steps
+        num_samples = config.samples_per_epoch or sum(map(len, train.values()))
+        config.interval_in_steps(num_steps(training_args, num_samples, rows_per_step * training_args.world_size))
+    return config, train, heldout
+
+
+def num_steps(args, num_samples: int, block_size: int) -> int:
+    """Optimizer steps of a run that draws `num_samples` rows per epoch, `block_size` per step."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * math.ceil(num_samples / block_size))
+
+
+def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping, when: str = "") -> None:
+    """Report at once every domain without rows and every name in the block that is no domain.
+
+    Args:
+        config: The block.
+        train: Training rows per domain.
+        heldout: Held-out rows per domain.
+        when: Ends the sentence about rows, such as " left after preparation".
+
+    Raises:
+        ValueError: With one line per mistake.
+    """
+    problems = domain_problems(config.model_dump(), tuple(train))
+    problems += [f"domain {domain!r} has no training rows{when}" for domain, rows in train.items() if len(rows) == 0]
+    if config.probe.rows_per_domain != 0:
+        problems += [
+            f"domain {domain!r} has no held-out rows{when}: its loss cannot be measured"
+            for domain in train
+            if domain not in heldout or len(heldout[domain]) == 0
+        ]
+    problems += [
+        f"domain {domain!r} has held-out rows but no training rows" for domain in heldout if domain not in train
+    ]
+    if problems:
+        raise ValueError("versatune cannot mix these domains:\n  " + "\n  ".join(problems))
+
+
+def check_arguments(args) -> None:
+    """Report at once all training arguments under which a mixture would not be exact.
+
+    Raises:
+        ValueError: With one line per argument.
+    """
+    problems = argument_problems(args)
+    if problems:
+        raise ValueError("versatune cannot run with these training arguments:\n  " + "\n  ".join(problems))
+
+
+def argument_problems(args) -> list[str]:
+    """Training arguments under which a mixture would not be exact, each with the reason."""
+    accelerator = args.accelerator_config
+    refused = [
+        (
+            args.n_gpu > 1,
+            "several GPUs in one process: start one process per GPU (accelerate launch or torchrun)",
+        ),
+        (args.auto_find_batch_size, "auto_find_batch_size: it changes the block size in the middle of a run"),
+        (
+            args.ignore_data_skip,
+            "ignore_data_skip: a resumed run would see other rows than an uninterrupted one",
+        ),
+        (
+            args.restore_callback_states_from_checkpoint,
+            "restore_callback_states_from_checkpoint: it replaces the callback; versatune restores its state itself",
+        ),
+        (
+            args.train_sampling_strategy == "group_by_length",
+            "train_sampling_strategy group_by_length: rows are ordered by the mixture",
+        ),
+        (
+            getattr(args, "packing", False) or getattr(args, "eval_packing", False),
+            "packing: rows are packed before training, which would freeze the mixture; not available yet",
+        ),
+        (getattr(args, "padding_free", False), "padding_free: not available yet"),
+        (accelerator.split_batches, "accelerator_config.split_batches: not available yet"),
+        (accelerator.dispatch_batches, "accelerator_config.dispatch_batches: not available yet"),
+    ]
+    return [reason for applies, reason in refused if applies]
