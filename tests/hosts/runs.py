@@ -3,6 +3,7 @@
 The processes are forked from a server that has loaded the libraries once, so that a run takes a second or two.
 """
 
+import functools
 import json
 import multiprocessing
 import os
@@ -30,6 +31,8 @@ VERSATUNE = {
 
 def train(workspace: str, output_dir: str, rank: int = 0, world_size: int = 1, port: int = 0, resume=None, **options):
     """One rank of a TRL run; `options`: `versatune`, and whatever SFTConfig takes."""
+    # loader workers are forked from this process, not from a server of its own that would outlive a kill
+    multiprocessing.set_start_method("fork", force=True)
     os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if world_size > 1:
         os.environ |= {
@@ -43,22 +46,53 @@ def train(workspace: str, output_dir: str, rank: int = 0, world_size: int = 1, p
     log = open(Path(output_dir) / f"log-{rank}.txt", "a")  # noqa: SIM115 - lives as long as the process
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    build_trainer(workspace, output_dir, rank, **options).train(resume_from_checkpoint=resume)
+    trainer = build_trainer(workspace, output_dir, rank, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    (Path(output_dir) / f"decided-{rank}.json").write_text(json.dumps(decided(trainer)))
 
 
-def build_trainer(workspace: str, output_dir: str, rank: int = 0, versatune=None, heldout=None, rows=None, **options):
-    """A VersaTuneSFTTrainer on the tiny workspace that writes what it trains on to `stream-<rank>.jsonl`."""
+def decided(trainer) -> dict:
+    """What a rank holds at the end of its run: the callback's state and every number it sent to the trackers."""
+    callback = next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "VersaTuneCallback")
+    sent = [
+        {key: value for key, value in entry.items() if key.startswith("versatune/")}
+        for entry in trainer.state.log_history
+    ]
+    return {"state": callback.state()["attributes"], "sent": [numbers for numbers in sent if numbers]}
+
+
+@functools.cache
+def _place_cpu_ranks() -> None:
+    """A checkpoint of a CPU run under DDP is tagged "cpu:0", which torch does not know how to place."""
     import torch
+
+    torch.serialization.register_package(
+        0, lambda _: None, lambda storage, where: storage if where.startswith("cpu") else None
+    )
+
+
+def text_rows(domain: str, num_rows: int, start: int = 0):
+    """Rows of one domain as TRL's `text` format."""
     from datasets import Dataset
+
+    rows = make_rows(domain, num_rows, start)
+    return Dataset.from_list([{"text": f"{row['instruction']} {row['output']}"} for row in rows])
+
+
+def build_trainer(
+    workspace: str, output_dir: str, rank: int = 0, versatune=None, heldout=None, rows=None, trainer=None, **options
+):
+    """A VersaTuneSFTTrainer on the tiny workspace that writes what it trains on to `stream-<rank>.jsonl`.
+
+    `trainer`: further arguments of the trainer, such as `model` or `callbacks`; `options`: for the SFTConfig.
+    """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig
 
     from versatune_plugin import VersaTuneSFTTrainer
 
-    # a checkpoint of a CPU run under DDP is tagged "cpu:0", which torch does not know how to place
-    torch.serialization.register_package(
-        0, lambda _: None, lambda storage, where: storage if where.startswith("cpu") else None
-    )
+    _place_cpu_ranks()
 
     class Recorded(VersaTuneSFTTrainer):
         def training_step(self, model, inputs, *args, **kwargs):
@@ -67,13 +101,8 @@ def build_trainer(workspace: str, output_dir: str, rank: int = 0, versatune=None
                 stream.write(json.dumps([self.state.global_step, seen]) + "\n")
             return super().training_step(model, inputs, *args, **kwargs)
 
-    def dataset(domain: str, num_rows: int, start: int = 0) -> Dataset:
-        rows = make_rows(domain, num_rows, start)
-        return Dataset.from_list([{"text": f"{row['instruction']} {row['output']}"} for row in rows])
-
     with open(Path(output_dir) / f"stream-{rank}.jsonl", "a") as stream:
         stream.write("null\n")  # a start or a resume
-    tokenizer = AutoTokenizer.from_pretrained(f"{workspace}/model")
     settings = {
         "output_dir": output_dir,
         "per_device_train_batch_size": 2,
@@ -90,14 +119,16 @@ def build_trainer(workspace: str, output_dir: str, rank: int = 0, versatune=None
         "gradient_checkpointing": False,
         "bf16": False,
     } | options
-    return Recorded(
-        model=AutoModelForCausalLM.from_pretrained(f"{workspace}/model", dtype=torch.float32),
-        args=SFTConfig(**settings),
-        processing_class=tokenizer,
-        train_dataset=rows or {domain: dataset(domain, NUM_ROWS[domain]) for domain in DOMAINS},
-        eval_dataset=heldout or {domain: dataset(domain, NUM_HELDOUT, start=1000) for domain in DOMAINS},
-        versatune=versatune or VERSATUNE,
-    )
+    arguments = {
+        "args": SFTConfig(**settings),
+        "processing_class": AutoTokenizer.from_pretrained(f"{workspace}/model"),
+        "train_dataset": rows or {domain: text_rows(domain, NUM_ROWS[domain]) for domain in DOMAINS},
+        "eval_dataset": heldout or {domain: text_rows(domain, NUM_HELDOUT, start=1000) for domain in DOMAINS},
+        "versatune": versatune or VERSATUNE,
+    } | (trainer or {})
+    if "model" not in arguments:
+        arguments["model"] = AutoModelForCausalLM.from_pretrained(f"{workspace}/model", dtype=torch.float32)
+    return Recorded(**arguments)
 
 
 def start(workspace: Path, output_dir: Path, world_size: int = 1, **options) -> list:
@@ -137,6 +168,14 @@ def kill_when(processes: list, condition, timeout: float = 60) -> None:
             os.kill(process.pid, signal.SIGKILL)
     for process in processes:
         process.join(30)
+
+
+def apart(function, *arguments) -> int | None:
+    """Call a function of a test module in a process of its own; its exit code."""
+    process = _CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    process.join(120)
+    return process.exitcode
 
 
 def num_lines(path: Path) -> int:
