@@ -4,7 +4,8 @@ The stream is cut into blocks of `block_size` draws. Block n of a stretch with c
 domain to its fair share of n blocks, rounded down or up; which domains are rounded up is a unit-job scheduling
 problem (the domain's i-th draw may not come before the share passes i-1 and must come before it passes i) that
 earliest-deadline-first solves whenever it can be solved, and it always can (Baruah et al., "Proportionate
-progress", 1996). Each domain's rows come from a keyed bijection of its row range (a Feistel network with
+progress", 1996). Where earlier stretches rounded a domain down, it comes first as far as later shares stay fair, so
+that small domains are not starved by frequent changes. Each domain's rows come from a keyed bijection of its row range (a Feistel network with
 cycle-walking), so neither memory nor start-up grows with the number of rows: every draw is a pure function of
 the seed, its number and the journal of proportions.
 """
