@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from versatune_plugin.config import VersaTuneConfig, domain_problems, readable
+from versatune_plugin.config import VersaTuneConfig, domain_problems, interval_problems, readable
 from versatune_plugin.domains import is_domain_name, nearest
 
 BY_COLUMN = ""
@@ -39,13 +39,13 @@ def fill_in(cfg: dict) -> None:
     """
     if cfg["versatune"] is None:
         cfg["versatune"] = {}
-    block, problems, config = cfg["versatune"], [], None
+    block, problems = cfg["versatune"], []
     if not isinstance(block, Mapping):
         problems.append(f"versatune: must be a block of keys, got {block!r}")
         block = {}
     else:
         try:
-            config = VersaTuneConfig.model_validate(dict(block))
+            VersaTuneConfig.model_validate(dict(block))
         except ValidationError as error:
             problems += readable(error)
     problems += [
@@ -65,11 +65,8 @@ def fill_in(cfg: dict) -> None:
         problems += _heldout_problems(cfg, named, test, complete=not problems_train + problems_test)
     if BY_COLUMN not in train and not problems_train:
         problems += domain_problems(block, named)
-    if config is not None and isinstance(cfg.get("max_steps"), int):
-        try:
-            config.interval_in_steps(cfg["max_steps"])
-        except ValueError as error:
-            problems.append(str(error))
+    if isinstance(cfg.get("max_steps"), int) and cfg["max_steps"] > 0:
+        problems += interval_problems(block, cfg["max_steps"])
     if problems:
         raise ValueError(f"versatune: {len(problems)} mistake(s) in the YAML:\n  " + "\n  ".join(problems))
     cfg["versatune"]["dataset_domains"] = train

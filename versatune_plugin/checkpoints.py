@@ -54,11 +54,17 @@ def _is_whole(checkpoint: Path, args) -> bool:
         return False
     needed = []
     if not (args.deepspeed or args.fsdp):  # those keep weights and optimizer in folders of their own
-        if not [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]:
+        if not [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*model*.bin")]:
             return False
-        ranks = (
-            [f"rng_state_{rank}.pth" for rank in range(args.world_size)] if args.world_size > 1 else ["rng_state.pth"]
-        )
-        needed = [] if args.save_only_model else ["optimizer.pt", "scheduler.pt", *ranks]
+        num_processes = _num_processes(state) or args.world_size
+        ranks = [f"rng_state_{rank}.pth" for rank in range(num_processes)]
+        generators = ranks if num_processes > 1 else ["rng_state.pth"]
+        needed = [] if args.save_only_model else ["optimizer.pt", "scheduler.pt", *generators]
     files = {*map(checkpoint.joinpath, needed), *checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")}
     return "global_step" in state and all(zipfile.is_zipfile(file) for file in files)
+
+
+def _num_processes(state: dict) -> int | None:
+    """Processes of the run that wrote the checkpoint, as the callback noted them."""
+    saved = state.get("stateful_callbacks", {}).get("VersaTuneCallback", {})
+    return saved.get("attributes", {}).get("settings", {}).get("number of processes")

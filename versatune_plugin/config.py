@@ -49,7 +49,7 @@ Problem = tuple[tuple[str, ...], str]
 
 # A number per domain, or a name or path; the tag keeps a mistake in one out of the other's error messages.
 _NumbersOrName = Annotated[
-    Annotated[dict[str, float], Tag("numbers")] | Annotated[str, Tag("name")],
+    Annotated[dict[str, Annotated[float, Field(strict=True)]], Tag("numbers")] | Annotated[str, Tag("name")],
     Discriminator(lambda value: "numbers" if isinstance(value, Mapping) else "name"),
 ]
 
@@ -110,6 +110,7 @@ class ProbeConfig(_Block):
     rows_per_domain: int | None = Field(
         None,
         ge=0,
+        strict=True,
         description="Held-out rows per domain; 0: measure nothing (fixed strategies only). Default: 8 to 128, as many "
         "as keep the probes below 5 % of the run. Ours.",
     )
@@ -171,7 +172,7 @@ class VersaTuneConfig(_Block):
     )
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
     samples_per_epoch: int | None = Field(
-        None, ge=1, description="Examples drawn per epoch. Default: the number of training rows."
+        None, ge=1, strict=True, description="Examples drawn per epoch. Default: the number of training rows."
     )
     domains: dict[str, Annotated[list[str], Field(min_length=1)]] | None = Field(
         None, description="Paths of the datasets of each domain, instead of a `domain:` key on each dataset."
@@ -329,13 +330,21 @@ class VersaTuneConfig(_Block):
         Raises:
             ValueError: The interval is longer than the run, so that nothing would ever be updated.
         """
-        interval = int(self.update_interval) if self.update_interval >= 1 else round(self.update_interval * num_steps)
-        if interval > num_steps:
-            raise ValueError(
-                f"versatune.update_interval is {interval} optimizer steps but the run has only {num_steps}; "
-                f"give at most {num_steps}, or a share of the run such as 0.1"
-            )
-        return max(1, interval)
+        for problem in interval_problems({"update_interval": self.update_interval}, num_steps):
+            raise ValueError(problem)
+        interval = self.update_interval if self.update_interval >= 1 else self.update_interval * num_steps
+        return max(1, round(interval))
+
+
+def interval_problems(block: Mapping, num_steps: int) -> list[str]:
+    """What is wrong with a block's update interval in a run of `num_steps` optimizer steps."""
+    interval = block.get("update_interval", VersaTuneConfig.model_fields["update_interval"].default)
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= num_steps:
+        return []
+    return [
+        f"versatune.update_interval is {interval:g} optimizer steps but the run has only {num_steps}; "
+        f"give at most {num_steps}, or a share of the run such as 0.1"
+    ]
 
 
 def domain_problems(block: Mapping, domains: tuple[str, ...]) -> list[str]:

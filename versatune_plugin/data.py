@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, List, Value, concatenate_datasets
 
+from versatune_plugin.domains import is_domain_name
+
 TOKENS = "input_ids"
 LABELS = "labels"
 
@@ -26,6 +28,9 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset]:
     empty = sum(1 for value in values if value is None or not str(value).strip())
     if empty:
         raise ValueError(f"{empty} of {len(values)} rows have no domain in column {column!r}")
+    blanks = sorted({str(value) for value in values if not is_domain_name(str(value))})
+    if blanks:
+        raise ValueError(f"blanks around the domain in column {column!r}: {', '.join(map(repr, blanks))}")
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         rows.setdefault(str(value), []).append(row)
@@ -61,7 +66,7 @@ def num_targets(dataset: Dataset) -> int:
     Rows without labels are their own labels, as TRL's collator has it.
     """
     if LABELS not in dataset.column_names:
-        return int((token_counts(dataset) - 1).sum())
+        return int(np.maximum(token_counts(dataset) - 1, 0).sum())
     return sum(sum(label != -100 for label in labels[1:]) for labels in dataset[LABELS])
 
 

@@ -123,7 +123,7 @@ def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
     shares.stackplot(
         steps,
         np.array(stacks).T,
-        labels=domains,
+        labels=[_label(domain) for domain in domains],
         colors=[colours[d] for d in domains],
         step="post",
         alpha=0.85,

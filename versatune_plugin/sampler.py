@@ -5,9 +5,9 @@ domain to its fair share of n blocks, rounded down or up; which domains are roun
 problem (the domain's i-th draw may not come before the share passes i-1 and must come before it passes i) that
 earliest-deadline-first solves whenever it can be solved, and it always can (Baruah et al., "Proportionate
 progress", 1996). Where earlier stretches rounded a domain down, it comes first as far as later shares stay fair, so
-that small domains are not starved by frequent changes. Each domain's rows come from a keyed bijection of its row range (a Feistel network with
-cycle-walking), so neither memory nor start-up grows with the number of rows: every draw is a pure function of
-the seed, its number and the journal of proportions.
+that small domains are not starved by frequent changes. Each domain's rows come from a keyed bijection of its row
+range (a Feistel network with cycle-walking), so neither memory nor start-up grows with the number of rows: every
+draw is a pure function of the seed, its number and the journal of proportions.
 """
 
 import math
@@ -149,7 +149,7 @@ class MixtureSampler:
         sizes = [("block_size", block_size, 1), ("num_samples", num_samples, 1)]
         sizes += [(f"the number of rows of {domain!r}", rows, 0) for domain, rows in num_rows_by_domain.items()]
         for name, value, least in sizes:
-            if value < least or value != int(value):
+            if not (math.isfinite(value) and value >= least and value == int(value)):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {seed}")
@@ -163,7 +163,7 @@ class MixtureSampler:
         self._num_rows = np.array(list(self.num_rows_by_domain.values()), dtype=np.uint64)
         self._offsets = np.concatenate([[0], np.cumsum(self._num_rows)]).astype(np.int64)
         self._half_bits = np.array(
-            [max(1, ((rows - 1).bit_length() + 1) // 2) for rows in self.num_rows_by_domain.values()],
+            [max(3, ((rows - 1).bit_length() + 1) // 2) for rows in self.num_rows_by_domain.values()],
             np.uint64,
         )
         zeros = [0] * len(self.domains)

@@ -2,7 +2,7 @@
 
 Needs:   one folder per domain with `train.jsonl` and `validation.jsonl` of {"instruction", "input", "output"}, such
          as `data/` of the quick start's workspace, and a model.
-Command: python yaml_examples/trl_sft.py --data versatune-quickstart/data --model_name_or_path versatune-quickstart/model \
+Command: W=versatune-quickstart; python yaml_examples/trl_sft.py --data $W/data --model_name_or_path $W/model \
              --output_dir outputs/trl --max_steps 40 --max_length 192
 Expect:  a line per update with each domain's proportion and held-out loss; a table and a plot at the end.
 """

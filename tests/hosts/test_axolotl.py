@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ import yaml
 
 pytest.importorskip("axolotl")
 
-from tests import tiny  # noqa: E402
-from tests.hosts import runs  # noqa: E402
-from tests.tiny import DOMAINS, axolotl_config, write_jsonl  # noqa: E402
-from versatune_plugin.signals import learnable_potential  # noqa: E402
-from versatune_plugin.strategies import foster  # noqa: E402
+from tests import tiny
+from tests.hosts import runs
+from tests.tiny import DOMAINS, axolotl_config, write_jsonl
+from versatune_plugin.signals import learnable_potential
+from versatune_plugin.strategies import foster
 
 ROOT = Path(__file__).parents[2]
 RECORDED = {"trainer_cls": "tests.hosts.axolotl_parts.RecordedTrainer"}
@@ -84,7 +85,7 @@ def test_history_follows_from_its_own_measured_losses(whole_run):
     _, output_dir, _ = whole_run
     records = runs.history(output_dir)
     assert [record["step"] for record in records] == [0, 4, 8, 12, 16]
-    for previous, record in zip(records, records[1:], strict=False):
+    for previous, record in pairwise(records):
         losses, references = (np.array([record[key][d] for d in DOMAINS]) for key in ("losses", "reference_losses"))
         potential = learnable_potential(losses, references)
         before = np.array([record["proportions_before"][d] for d in DOMAINS])

@@ -1,0 +1,180 @@
+"""What a probe measures in a real run, and that it leaves no trace in the training."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("trl")
+
+import torch
+
+from tests.hosts import inside, runs
+from tests.hosts.test_trl import prompts, tokenizer
+from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, make_rows
+
+
+def lora():
+    from peft import LoraConfig
+
+    torch.manual_seed(11)  # the adapter is drawn when the trainer is built
+    return {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.5)}
+
+
+@pytest.mark.parametrize(
+    ("block", "adapter"),
+    [
+        pytest.param(inside.block(sigma=0, update_interval=1), True, id="sigma-0-lora-dropout"),
+        pytest.param(
+            inside.fixed("constant", initial_proportions="uniform", update_interval=1), False, id="constant-full"
+        ),
+    ],
+)
+def test_weights_are_those_of_a_run_without_probes(workspace, tmp_path, block, adapter):
+    def train(name, block):
+        trainer = inside.train(workspace, tmp_path / name, versatune=block, trainer=lora() if adapter else None)
+        return inside.weights(trainer), torch.get_rng_state()
+
+    silent = inside.fixed("uniform", probe={"rows_per_domain": 0})
+    weights, generator = train("probed", block)
+    expected, expected_generator = train("silent", silent)
+    assert inside.same_weights(weights, expected)
+    assert torch.equal(generator, expected_generator)
+    probed, silent = runs.history(tmp_path / "probed"), runs.history(tmp_path / "silent")
+    assert len(probed) == 15
+    assert all(record["losses"] for record in probed)
+    assert not any(record["losses"] for record in silent)
+    assert [record["drawn_by_domain"] for record in probed][-1] == silent[-1]["drawn_by_domain"]
+
+
+def test_dropout_of_the_adapter_draws_random_numbers(workspace, tmp_path):
+    """Or else the test above would say nothing about the generator."""
+    trainer = inside.build(workspace, tmp_path, trainer=lora(), max_steps=3)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    trainer.train()
+    assert not torch.equal(before, torch.get_rng_state())
+
+
+def naive_losses(trainer, words) -> list[float]:
+    """Row by row from the raw text: the sum of target-token losses over the number of target tokens."""
+    losses = []
+    for domain in DOMAINS:
+        total, num_targets = 0.0, 0
+        for row in make_rows(domain, NUM_HELDOUT, start=1000):
+            num_prompt = len(words(row["instruction"])["input_ids"])
+            tokens = words(f"{row['instruction']} {row['output']}</s>")["input_ids"][:64]
+            with torch.no_grad():
+                logits = trainer.model(torch.tensor([tokens])).logits[0].double()
+            for place in range(max(1, num_prompt), len(tokens)):
+                total += float(torch.logsumexp(logits[place - 1], 0) - logits[place - 1, tokens[place]])
+                num_targets += 1
+        losses.append(total / num_targets)
+    return losses
+
+
+def test_loss_is_the_mean_over_target_tokens_with_prompt_and_padding_masked(workspace, tmp_path):
+    trainer = inside.build(
+        workspace,
+        tmp_path,
+        rows={domain: prompts(domain, NUM_ROWS[domain]) for domain in DOMAINS},
+        heldout={domain: prompts(domain, NUM_HELDOUT, 1000) for domain in DOMAINS},
+        versatune=inside.block(probe={"rows_per_domain": 100}),
+        per_device_eval_batch_size=5,
+        max_steps=6,
+    )
+    trainer.model.eval()
+    words = tokenizer(workspace)
+    assert trainer.probe_losses()[0] == pytest.approx(naive_losses(trainer, words), rel=1e-5)
+    trainer.train()
+    trainer.model.eval()
+    expected = naive_losses(trainer, words)
+    assert trainer.probe_losses()[0] == pytest.approx(expected, rel=1e-5)
+    assert inside.vector(runs.history(tmp_path)[-1], "losses") == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_does_not_depend_on_the_batch_size(workspace, tmp_path):
+    losses = [
+        inside.build(workspace, tmp_path / str(size), per_device_eval_batch_size=size).probe_losses()[0]
+        for size in (1, 4, 100)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_probe_rows_are_the_same_for_the_same_seed_and_others_for_another(workspace, tmp_path):
+    def rows(seed):
+        trainer = inside.build(workspace, tmp_path / str(seed), seed=seed)
+        return {d: [row["input_ids"] for row in part] for d, part in trainer._probes.rows_by_domain.items()}
+
+    assert rows(5) == rows(5) != rows(6)
+    assert [len(part) for part in rows(5).values()] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_gradients_and_grad_mode_are_as_before(workspace, tmp_path, training):
+    trainer = inside.build(workspace, tmp_path)
+    trainer.model.train(training)
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    python, generator = np.random.get_state()[1].tolist(), torch.get_rng_state()
+    trainer.probe_losses()
+    assert all(module.training is training for module in trainer.model.modules())
+    assert torch.is_grad_enabled()
+    assert all((parameter.grad == 1).all() and parameter.requires_grad for parameter in trainer.model.parameters())
+    assert torch.equal(generator, torch.get_rng_state())
+    assert np.random.get_state()[1].tolist() == python
+
+
+def test_mode_is_restored_where_the_forward_fails(workspace, tmp_path):
+    trainer = inside.build(workspace, tmp_path)
+    trainer.model.train()
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    trainer.model.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.probe_losses()
+    assert trainer.model.training
+    assert torch.is_grad_enabled()
+
+
+def test_two_processes_measure_what_one_measures(workspace, tmp_path):
+    """9 rows in batches of 4: 3 batches per domain, 9 in all, so that one rank has one more than the other."""
+    options = {
+        "versatune": inside.block(probe={"rows_per_domain": 9}),
+        "per_device_eval_batch_size": 4,
+        "max_steps": 3,
+        "save_strategy": "no",
+    }
+    trainer = inside.train(workspace, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    assert len(trainer._probes.batches) % 2 == 1
+    runs.run(workspace, tmp_path / "two", world_size=2, **options)
+    one, two = runs.history(tmp_path / "one"), runs.history(tmp_path / "two")
+    assert inside.vector(two[0], "losses") == pytest.approx(inside.vector(one[0], "losses"), rel=1e-6)
+    assert inside.vector(two[1], "losses") == pytest.approx(inside.vector(one[1], "losses"), rel=1e-4)
+
+
+def test_tokens_are_those_of_the_rows_trained_on(workspace, tmp_path):
+    trainer = inside.train(workspace, tmp_path, gradient_accumulation_steps=2, dataloader_num_workers=1)
+    steps = inside.rows_trained_on(trainer, tmp_path)
+    tokens = trainer.train_dataset["input_ids"][:]
+    ends = np.cumsum(list(NUM_ROWS.values()))
+    for record in runs.history(tmp_path):
+        counted = dict.fromkeys(DOMAINS, 0)
+        for rows in steps[: record["step"]]:
+            for row in rows:
+                counted[DOMAINS[int(np.searchsorted(ends, row, side="right"))]] += len(tokens[row])
+        assert record["tokens_by_domain"] == counted
+    assert sum(counted.values()) == trainer.state.log_history[-2]["num_tokens"]
+
+
+def test_seconds_of_a_probe_are_recorded_and_its_share_is_shown(workspace, tmp_path, caplog):
+    from versatune_plugin.history import history_path, read_history
+
+    caplog.set_level("INFO", logger="versatune_plugin")
+    trainer = inside.train(workspace, tmp_path)
+    records = read_history(history_path(tmp_path))
+    assert all(0 < record["probe_seconds"] < 5 for record in records)
+    total = sum(record["probe_seconds"] for record in records)
+    assert f"probes took {total:.1f} s" in caplog.text
+    assert total < next(e["train_runtime"] for e in trainer.state.log_history if "train_runtime" in e)

@@ -1,0 +1,349 @@
+import copy
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from versatune_plugin.config import LATER_STRATEGIES, VersaTuneArgs, VersaTuneConfig, domain_problems, readable
+from versatune_plugin.strategies import STRATEGIES, Fixed, Fostering
+
+VALID = {"initial_proportions": "uniform", "reference_losses": {"law": 1.0, "code": 2.0}}
+DOMAINS = ("law", "code")
+
+
+def make_config(**block):
+    return VersaTuneConfig.model_validate(VALID | block)
+
+
+def mistakes_of(block):
+    """What the user reads, one line per mistake."""
+    with pytest.raises(ValidationError) as error:
+        VersaTuneConfig.model_validate(block)
+    return readable(error.value)
+
+
+def mistakes(**changes):
+    return mistakes_of(VALID | changes)
+
+
+# --- what is valid ------------------------------------------------------------------------------------------
+
+
+def test_a_minimal_block_takes_the_documented_defaults():
+    config = make_config()
+    assert (config.strategy, config.sigma, config.update_interval, config.initial_power) == ("versatune", 0.5, 50, 1)
+    assert config.probe.rows_per_domain is None
+    assert config.samples_per_epoch is None
+
+
+def test_a_block_is_not_changed_by_its_validation():
+    block = VALID | {"strategy": "versatune", "probe": {"rows_per_domain": 4}, "domains": {"law": ["a"]}}
+    before = copy.deepcopy(block)
+    VersaTuneConfig.model_validate(block)
+    assert block == before
+
+
+def test_keyword_arguments_are_checked_like_a_block():
+    assert VersaTuneConfig(**VALID) == make_config()
+    with pytest.raises(ValidationError, match="did you mean 'sigma'"):
+        VersaTuneConfig(**VALID, sigmma=1)
+
+
+def test_a_config_that_is_already_one_is_taken_as_it_is():
+    config = make_config()
+    assert VersaTuneConfig.model_validate(config) is config
+
+
+def test_a_dumped_block_is_valid_again():
+    config = make_config(probe={"rows_per_domain": 4})
+    assert VersaTuneConfig.model_validate(config.model_dump()) == config
+
+
+def test_axolotl_gets_a_typed_block_or_none():
+    assert VersaTuneArgs(versatune=VALID).versatune == make_config()
+    assert VersaTuneArgs().versatune is None
+
+
+def test_reference_losses_of_zero_are_allowed():
+    assert make_config(reference_losses={"law": 0.0, "code": 0}).reference_vector(DOMAINS).tolist() == [0.0, 0.0]
+
+
+# --- what the block becomes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ({"strategy": "uniform"}, [1 / 3, 1 / 3, 1 / 3]),
+        ({"strategy": "proportional"}, [0.5, 0.3, 0.2]),  # 50, 30 and 20 rows
+        ({"strategy": "manual", "initial_proportions": {"c": 0.1, "a": 0.6, "b": 0.3}}, [0.6, 0.3, 0.1]),
+        ({"strategy": "constant", "initial_proportions": {"a": 0.6, "b": 0.3, "c": 0.1}}, [0.6, 0.3, 0.1]),
+        # 1/0.5 : 1/0.3 : 1/0.2 = 6 : 10 : 15
+        ({"strategy": "inverse", "initial_proportions": {"a": 0.5, "b": 0.3, "c": 0.2}}, [6 / 31, 10 / 31, 15 / 31]),
+        ({"strategy": "constant", "initial_proportions": "proportional", "initial_power": 0}, [1 / 3, 1 / 3, 1 / 3]),
+        # 0.5**2 : 0.3**2 : 0.2**2 = 25 : 9 : 4
+        (
+            {"strategy": "constant", "initial_proportions": "proportional", "initial_power": 2},
+            [25 / 38, 9 / 38, 4 / 38],
+        ),
+    ],
+)
+def test_initial_proportions_follow_strategy_name_and_power(block, expected):
+    config = VersaTuneConfig.model_validate(block)
+    assert config.initial_vector({"a": 50, "b": 30, "c": 20}) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("block", [{"strategy": "inverse"}, {"strategy": "constant", "initial_power": -0.5}])
+def test_an_inverse_of_a_zero_proportion_is_found_at_once_at_its_key(block):
+    (line,) = mistakes_of(block | {"initial_proportions": {"law": 1.0, "code": 0.0}})
+    assert line.startswith("versatune.initial_proportions: a proportion of 0 has no inverse")
+
+
+def test_an_inverse_of_a_domain_without_rows_is_an_error_that_names_the_key():
+    config = VersaTuneConfig(strategy="inverse", initial_proportions="proportional")
+    with pytest.raises(ValueError, match=r"versatune\.initial_proportions: a proportion of 0 has no inverse"):
+        config.initial_vector({"law": 5, "code": 0})
+
+
+def test_the_strategy_gets_the_users_sigma():
+    assert make_config(sigma=0.25).build_strategy() == Fostering(sigma=0.25)
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"versatune"}))
+def test_every_fixed_strategy_can_be_built_by_name(name):
+    block = {"strategy": name}
+    if name in ("manual", "constant", "inverse"):
+        block["initial_proportions"] = {"law": 0.4, "code": 0.6}
+    assert VersaTuneConfig.model_validate(block).build_strategy() == Fixed()
+
+
+def test_reference_losses_come_in_domain_order():
+    assert make_config().reference_vector(("code", "law")).tolist() == [2.0, 1.0]
+    assert VersaTuneConfig(strategy="uniform").reference_vector(DOMAINS) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "num_steps", "steps"),
+    [(50, 1000, 50), (50, 50, 50), (1, 1, 1), (0.1, 1000, 100), (0.5, 3, 2), (0.001, 20, 1), (0.999, 10, 10)],
+)
+def test_the_update_interval_is_steps_or_a_share_of_the_run(given, num_steps, steps):
+    assert make_config(update_interval=given).interval_in_steps(num_steps) == steps
+
+
+@pytest.mark.parametrize(
+    ("given", "num_domains", "interval", "block_size", "rows"),
+    [
+        # 50 steps of 8 rows cost at least 2 forward passes each: 800, of which 5 % are 40, over 3 domains 13.3
+        (None, 3, 50, 8, 13),
+        (None, 3, 1, 8, 8),  # never fewer than 8
+        (None, 6, 50, 128, 106),
+        (None, 2, 500, 128, 128),  # nor more than 128
+        (5, 3, 50, 8, 5),
+        (0, 3, 50, 8, 0),
+    ],
+)
+def test_probes_take_as_many_rows_as_five_percent_of_the_run_allow(given, num_domains, interval, block_size, rows):
+    config = VersaTuneConfig(strategy="uniform", probe={"rows_per_domain": given})
+    assert config.probe_rows(num_domains, interval, block_size) == rows
+
+
+def test_an_update_interval_longer_than_the_run_is_an_error_that_says_what_would_fit():
+    with pytest.raises(ValueError, match="is 50 optimizer steps but the run has only 49; give at most 49"):
+        make_config().interval_in_steps(49)
+
+
+# --- mistakes, one by one -----------------------------------------------------------------------------------
+
+
+def test_an_unknown_key_comes_with_the_nearest_name():
+    assert mistakes(update_intervall=5) == [
+        "versatune.update_intervall: unknown key; did you mean 'update_interval'? (given: 5)"
+    ]
+
+
+def test_an_unknown_key_of_an_inner_block_comes_with_the_nearest_name_there():
+    assert mistakes(probe={"rows_per_domian": 5}) == [
+        "versatune.probe.rows_per_domian: unknown key; did you mean 'rows_per_domain'? (given: 5)"
+    ]
+
+
+def test_a_key_like_no_other_comes_with_all_names():
+    (line,) = mistakes(xyz=5)
+    assert "unknown key; valid names: strategy, initial_proportions," in line
+
+
+def test_a_misspelt_strategy_comes_with_the_nearest_name():
+    assert mistakes(strategy="versatun") == [
+        "versatune.strategy: unknown strategy; did you mean 'versatune'? (given: 'versatun')"
+    ]
+
+
+@pytest.mark.parametrize("strategy", LATER_STRATEGIES)
+def test_a_strategy_of_a_later_release_is_not_available_yet(strategy):
+    (line,) = mistakes(strategy=strategy)
+    assert f"{strategy!r} is not available yet; use one of versatune, uniform" in line
+
+
+def test_no_strategy_is_both_here_and_announced_for_later():
+    assert not set(LATER_STRATEGIES) & set(STRATEGIES)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"expansion": {"domain": "law"}},
+        {"detection": {}},
+        {"detection": {"judge": {"endpoint": "http://localhost:8000/v1", "model": "m"}}},
+        {"reference": {"model": "m"}},
+    ],
+)
+def test_a_block_of_a_later_release_is_not_available_yet(block):
+    (key,) = block
+    (line,) = mistakes(**block)
+    assert line.startswith(f"versatune.{key}: `{key}:` is not available yet; leave it out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "phrase"),
+    [
+        ({"initial_proportions": "detected"}, "initial_proportions", "'detected' is not available yet"),
+        ({"initial_proportions": None}, "initial_proportions", "'detected' is not available yet"),
+        ({"initial_proportions": "out/detection.json"}, "initial_proportions", "a detection file is not available yet"),
+        ({"reference_losses": "references.json"}, "reference_losses", "a reference file is not available yet"),
+        ({"initial_proportions": "unifrom"}, "initial_proportions", "did you mean 'uniform'?"),
+        (
+            {"initial_proportions": {"law": 0.5, "code": 0.4}},
+            "initial_proportions",
+            "must sum to 1 (within 1e-06), got 0.9",
+        ),
+        (
+            {"initial_proportions": {"law": -0.5, "code": 1.5}},
+            "initial_proportions",
+            "'law' must be a number of at least 0",
+        ),
+        ({"initial_proportions": {"law": float("nan")}}, "initial_proportions.law", "finite number"),
+        ({"initial_proportions": [0.5, 0.5]}, "initial_proportions", "valid string"),
+        ({"reference_losses": None}, "reference_losses", "'versatune' needs a reference loss per domain"),
+        ({"reference_losses": {"law": -1.0}}, "reference_losses.law", "at least 0 nats per target token, got -1.0"),
+        ({"reference_losses": {"law": float("nan")}}, "reference_losses.law", "finite number"),
+        ({"reference_losses": {"law": float("inf")}}, "reference_losses.law", "finite number"),
+        ({"reference_losses": {"law": "low"}}, "reference_losses.law", "valid number"),
+        ({"sigma": -0.1}, "sigma", "greater than or equal to 0"),
+        ({"sigma": float("nan")}, "sigma", "finite number"),
+        ({"update_interval": 0}, "update_interval", "greater than 0"),
+        ({"update_interval": 2.5}, "update_interval", "a whole number of steps, or a share below 1"),
+        ({"update_interval": float("inf")}, "update_interval", "finite number"),
+        ({"initial_power": 5}, "initial_power", "less than or equal to 4"),
+        ({"samples_per_epoch": 0}, "samples_per_epoch", "greater than or equal to 1"),
+        ({"probe": {"rows_per_domain": -1}}, "probe.rows_per_domain", "greater than or equal to 0"),
+        ({"probe": {"rows_per_domain": 0}}, "probe.rows_per_domain", "needs losses: at least 1 row per domain"),
+        ({"probe": 5}, "probe", "valid dictionary"),
+        ({"domains": {"law": "data/law.jsonl"}}, "domains.law", "valid list"),
+        ({"domains": ["law"]}, "domains", "valid dictionary"),
+        ({"domains": {"law": []}}, "domains.law", "at least 1 item"),
+        ({"sigma": True}, "sigma", "valid number"),
+        ({"sigma": "0.5"}, "sigma", "valid number"),
+        ({"initial_power": False}, "initial_power", "valid number"),
+        ({"update_interval": "50"}, "update_interval", "valid number"),
+        ({"update_interval": True}, "update_interval", "valid number"),
+        ({"domain_column": ""}, "domain_column", "at least 1 character"),
+    ],
+)
+def test_a_wrong_value_is_reported_at_its_key(changes, where, phrase):
+    (line,) = mistakes(**changes)
+    assert line.startswith(f"versatune.{where}: ")
+    assert phrase in line
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "proportional"])
+def test_a_strategy_with_a_start_of_its_own_refuses_another(strategy):
+    (line,) = mistakes_of({"strategy": strategy, "initial_proportions": {"law": 1.0}})
+    assert line.startswith(f"versatune.initial_proportions: strategy {strategy!r} sets the start itself")
+
+
+@pytest.mark.parametrize("block", [{}, {"initial_proportions": "uniform"}])
+def test_manual_needs_a_proportion_per_domain(block):
+    (line,) = mistakes_of({"strategy": "manual", **block})
+    assert "strategy 'manual' needs a proportion per domain" in line
+
+
+def test_inverse_refuses_a_power_of_the_user():
+    (line,) = mistakes_of({"strategy": "inverse", "initial_power": 2, "initial_proportions": {"law": 1.0}})
+    assert line.startswith("versatune.initial_power: strategy 'inverse' sets the power itself (-1)")
+
+
+def test_names_that_are_no_domains_of_the_datasets_are_reported_together():
+    config = make_config(initial_proportions={"law": 0.5, "cod": 0.5}, reference_losses={"law": 1.0})
+    problems = domain_problems(config.model_dump(), DOMAINS)
+    assert len(problems) == 3
+    assert "versatune.initial_proportions names an unknown domain 'cod'; did you mean 'code'?" in problems
+    assert "versatune.reference_losses has no value for domain 'code'; give one for each of: law, code" in problems
+
+
+def test_every_problem_with_a_domain_name_starts_with_its_key():
+    config = make_config(initial_proportions={"law": 0.5, "cod": 0.5})
+    assert all(line.startswith("versatune.") for line in domain_problems(config.model_dump(), DOMAINS))
+
+
+def test_names_that_fit_the_domains_are_no_problem():
+    assert domain_problems(make_config().model_dump(), DOMAINS) == []
+
+
+# --- mistakes together --------------------------------------------------------------------------------------
+
+
+def test_unknown_keys_wrong_values_and_wrong_inner_values_are_reported_together():
+    lines = mistakes(sigmma=1, sigma=-1, initial_power=9, probe={"rows_per_domain": -1, "seed": 3})
+    assert [line.split(":")[0] for line in lines] == [
+        "versatune.sigmma",
+        "versatune.initial_power",
+        "versatune.sigma",
+        "versatune.probe.seed",
+        "versatune.probe.rows_per_domain",
+    ]
+
+
+def test_unknown_keys_and_contradictions_are_reported_together():
+    lines = mistakes_of(
+        {
+            "sigmma": 1,
+            "strategy": "inverse",
+            "initial_power": 2,
+            "initial_proportions": {"law": 1.0},
+            "reference_losses": {"law": -1.0, "code": -2.0},
+            "expansion": {"domain": "law"},
+        }
+    )
+    assert [line.split(":")[0] for line in lines] == [
+        "versatune.sigmma",
+        "versatune.initial_power",
+        "versatune.reference_losses.law",
+        "versatune.reference_losses.code",
+        "versatune.expansion",
+    ]
+
+
+def test_wrong_values_and_contradictions_are_reported_together():
+    lines = mistakes(sigma=-1, strategy="versatun", expansion={"domain": "law"})
+    assert len(lines) == 3
+    assert {line.split(":")[0] for line in lines} == {"versatune.sigma", "versatune.strategy", "versatune.expansion"}
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "versatune", "constant"])
+@pytest.mark.parametrize("empty", [{}, ""])
+def test_empty_initial_proportions_are_a_mistake(strategy, empty):
+    lines = mistakes_of(VALID | {"strategy": strategy, "initial_proportions": empty})
+    assert [line.split(":")[0] for line in lines] == ["versatune.initial_proportions"]
+
+
+def test_a_line_shows_what_was_given():
+    assert mistakes(sigma=-1)[0].endswith("(given: -1)")
+
+
+def test_vectors_are_new_at_every_call():
+    config = make_config()
+    config.reference_vector(DOMAINS)[:] = 9
+    config.initial_vector({"law": 1, "code": 1})[:] = 9
+    assert config.reference_vector(DOMAINS).tolist() == [1.0, 2.0]
+    assert config.initial_vector({"law": 1, "code": 1}).tolist() == [0.5, 0.5]
+    assert config.reference_vector(DOMAINS).dtype == np.float64

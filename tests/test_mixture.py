@@ -1,0 +1,139 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from versatune_plugin.mixture import Mixture
+from versatune_plugin.strategies import Fixed, Fostering
+
+DOMAINS = ("law", "medicine", "code")
+REFERENCES = np.array([1.0, 1.2, 1.1])
+START = np.array([0.5, 0.3, 0.2])
+
+
+FOSTERING = Fostering(sigma=0.5)
+
+
+def make_mixture(strategy=FOSTERING, proportions=START, references=REFERENCES):
+    return Mixture(DOMAINS, strategy, proportions, references)
+
+
+def test_an_update_sets_the_proportions_of_the_worked_example():
+    # potentials (0.5, 0.2, 0), sigma 0.5: P' = (0.625, 0.33, 0.2), sum 1.155
+    mixture = make_mixture()
+    update = mixture.update(np.array([2.0, 1.5, 1.0]), step=50)
+    assert update.potential == pytest.approx([0.5, 0.2, 0.0], abs=1e-12)
+    assert update.proportions_before.tolist() == START.tolist()
+    assert update.proportions == pytest.approx(np.array([0.625, 0.33, 0.2]) / 1.155, abs=1e-12)
+    assert mixture.proportions.tolist() == update.proportions.tolist()
+    assert update.skipped is None
+
+
+def test_an_observation_changes_nothing_but_is_what_the_next_update_compares_with():
+    mixture = make_mixture()
+    observed = mixture.observe(np.array([1.9, 1.6, 1.5]))
+    assert observed.proportions.tolist() == mixture.proportions.tolist() == START.tolist()
+    assert observed.forgetting.tolist() == [0, 0, 0]
+    update = mixture.update(np.array([2.0, 1.5, 1.4]), step=1)
+    assert update.forgetting == pytest.approx([1 / 19, 0, 0], abs=1e-12)
+
+
+def test_a_mapping_of_proportions_is_put_in_domain_order():
+    mixture = make_mixture(proportions={"code": 0.2, "medicine": 0.3, "law": 0.5})
+    assert mixture.proportions.tolist() == START.tolist()
+
+
+def test_a_fixed_strategy_keeps_every_bit_and_needs_no_references():
+    mixture = make_mixture(Fixed(), references=None)
+    update = mixture.update(np.array([2.0, 1.5, 1.0]), step=50)
+    assert update.proportions.tolist() == START.tolist()
+    assert update.potential is None
+    assert update.losses.tolist() == [2.0, 1.5, 1.0]
+
+
+def test_a_run_without_probes_reports_the_proportions_alone():
+    update = make_mixture(Fixed(), references=None).unmeasured()
+    assert update.losses is update.potential is update.forgetting is None
+    assert update.proportions.tolist() == update.proportions_before.tolist() == START.tolist()
+
+
+def test_fostering_without_reference_losses_is_refused():
+    with pytest.raises(ValueError, match="Fostering needs reference losses"):
+        make_mixture(references=None)
+
+
+def test_a_start_at_zero_warns_that_the_domain_is_never_drawn(caplog):
+    make_mixture(proportions=np.array([0.5, 0.0, 0.5]))
+    assert caplog.messages == ["domain 'medicine' starts at proportion 0 and will never be drawn"]
+
+
+# --- sick losses --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf"), 0.0, -1.0])
+def test_a_sick_loss_skips_the_update_of_all_domains_with_one_warning(loss, caplog):
+    mixture = make_mixture()
+    with caplog.at_level(logging.WARNING):
+        update = mixture.update(np.array([2.0, loss, 1.0]), step=50)
+    assert update.proportions.tolist() == mixture.proportions.tolist() == START.tolist()
+    assert update.potential is update.forgetting is None
+    assert update.skipped == f"domain 'medicine' has loss {loss}"
+    assert caplog.messages == [f"update skipped, proportions stay: domain 'medicine' has loss {loss}"]
+
+
+def test_every_sick_domain_is_named(caplog):
+    update = make_mixture().update(np.array([np.nan, 1.0, -1.0]), step=50)
+    assert "'law' has loss nan" in update.skipped
+    assert "'code' has loss -1.0" in update.skipped
+    assert "medicine" not in update.skipped
+    assert len(caplog.messages) == 1
+
+
+def test_after_a_sick_loss_forgetting_is_measured_from_the_last_good_one():
+    mixture = make_mixture()
+    mixture.observe(np.array([1.9, 1.6, 1.5]))
+    mixture.update(np.array([np.nan, 9.0, 9.0]), step=1)
+    update = mixture.update(np.array([2.0, 1.5, 1.4]), step=2)
+    assert update.forgetting == pytest.approx([1 / 19, 0, 0], abs=1e-12)
+    assert update.skipped is None
+
+
+def test_what_an_update_returned_stays_when_the_next_one_comes():
+    mixture, losses = make_mixture(), np.array([2.0, 1.5, 1.0])
+    update = mixture.update(losses, step=1)
+    kept = update.proportions.copy()
+    losses[:] = 9
+    mixture.update(np.array([1.0, 5.0, 1.0]), step=2)
+    assert update.proportions.tolist() == kept.tolist()
+    assert update.losses.tolist() == [2.0, 1.5, 1.0]
+
+
+# --- saved state --------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_restored_through_json_goes_on_bit_for_bit():
+    rng = np.random.default_rng(0)
+    measured = rng.uniform(0.5, 3, size=(20, 3))
+    unbroken, stopped = make_mixture(), make_mixture()
+    for step, losses in enumerate(measured):
+        if step in (0, 1, 7, 8):
+            state = json.loads(json.dumps(stopped.state_dict()))
+            stopped = make_mixture(proportions=[1.0, 0.0, 0.0])
+            stopped.load_state_dict(state)
+        expected, got = unbroken.update(losses, step), stopped.update(losses, step)
+        assert got.proportions.tolist() == expected.proportions.tolist()
+        assert got.forgetting.tolist() == expected.forgetting.tolist()
+
+
+def test_a_state_of_other_domains_is_refused():
+    state = make_mixture().state_dict()
+    other = Mixture(("law", "code", "medicine"), Fixed(), START)
+    with pytest.raises(ValueError, match=r"domains \['law', 'medicine', 'code'\], this run has \['law', 'code'"):
+        other.load_state_dict(state)
+
+
+def test_a_state_of_another_version_is_refused():
+    state = make_mixture().state_dict() | {"version": 99}
+    with pytest.raises(ValueError, match="version 99, this release reads 1"):
+        make_mixture().load_state_dict(state)
