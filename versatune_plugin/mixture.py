@@ -74,9 +74,8 @@ class Mixture:
     def update(self, losses: np.ndarray, step: int) -> Update:
         """A measurement after which the strategy sets the next proportions.
 
-        A loss that is NaN, infinite or <= 0 skips the update for all domains with one warning: the
-        proportions and the losses of the last good measurement stay (ALGORITHMS: a sick domain must not
-        steer the others).
+        A loss that is NaN, infinite or <= 0 skips the update for all domains with one warning, so that a sick
+        domain does not steer the others: the proportions and the losses of the last good measurement stay.
         """
         return self._measure(losses, step=step)
 

@@ -45,7 +45,8 @@ def command(config: dict, folder: Path, *arguments: str, action: str = "train") 
 
 
 def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)} | more
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Axolotl looks for torchrun there
+    return os.environ | {"PYTHONPATH": str(ROOT), "PATH": commands} | more
 
 
 def axolotl(config: dict, folder: Path, *arguments: str, action: str = "train", **more: str) -> tuple[int, str]:
