@@ -110,7 +110,7 @@ def test_a_block_that_is_no_block_is_a_mistake(block):
 
 def test_an_empty_block_is_checked_like_any_other():
     lines = mistakes(None)
-    assert any("needs a reference loss per domain" in line for line in lines)
+    assert any("needs a loss per domain: {law: 1.21, ...}" in line for line in lines)
 
 
 def test_domains_noted_in_a_copied_yaml_do_not_hide_a_changed_domain_key():
@@ -151,7 +151,7 @@ def test_a_domain_without_a_reference_loss_is_a_mistake():
 
 def test_no_reference_losses_at_all_are_a_mistake():
     (line,) = mistakes({"initial_proportions": "uniform"})
-    assert "strategy 'versatune' needs a reference loss per domain" in line
+    assert "strategy 'versatune' needs a loss per domain: {law: 1.21, ...}" in line
 
 
 @pytest.mark.parametrize(("loss", "phrase"), [(-1.0, "at least 0 nats"), (float("nan"), "finite number")])

@@ -1,14 +1,17 @@
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from versatune_plugin.config import LATER_STRATEGIES, VersaTuneArgs, VersaTuneConfig, domain_problems, readable
+from versatune_plugin.blocks import readable
+from versatune_plugin.config import LATER_STRATEGIES, VersaTuneArgs, VersaTuneConfig, domain_problems
 from versatune_plugin.strategies import STRATEGIES, Fixed, Fostering
 
 VALID = {"initial_proportions": "uniform", "reference_losses": {"law": 1.0, "code": 2.0}}
 DOMAINS = ("law", "code")
+FILES = ("detection", "references")
 
 
 def make_config(**block):
@@ -117,6 +120,38 @@ def test_every_fixed_strategy_can_be_built_by_name(name):
     assert VersaTuneConfig.model_validate(block).build_strategy() == Fixed()
 
 
+@pytest.mark.parametrize(
+    ("block", "detection_file", "references_file"),
+    [
+        ({"reference_losses": "self"}, "versatune/detection.json", None),
+        ({"initial_proportions": "detected", "reference": {"model": "m"}}, *(f"versatune/{n}.json" for n in FILES)),
+        ({"initial_proportions": "a/d.json", "reference_losses": "b/r.json"}, "a/d.json", "b/r.json"),
+        ({"strategy": "inverse", "reference": {"model": "m"}}, "versatune/detection.json", None),
+        ({"strategy": "uniform"}, None, None),
+    ],
+)
+def test_a_block_says_which_files_it_needs(block, detection_file, references_file):
+    config = VersaTuneConfig.model_validate(block)
+    assert config.detection_file == (detection_file and Path(detection_file))
+    assert config.references_file == (references_file and Path(references_file))
+
+
+def test_a_file_that_was_not_read_is_never_taken_for_numbers():
+    config = VersaTuneConfig(initial_proportions="detected", reference_losses="r.json")
+    with pytest.raises(ValueError, match=r"detection\.json has not been read"):
+        config.initial_vector({"law": 1, "code": 1})
+    with pytest.raises(ValueError, match=r"r\.json has not been read"):
+        config.reference_vector(DOMAINS)
+
+
+def test_measured_numbers_take_the_place_of_file_names():
+    config = VersaTuneConfig(initial_proportions="detected", reference_losses="r.json", sigma=0.25)
+    filled = config.with_measurements({"law": 0.25, "code": 0.75}, VALID["reference_losses"], loss_unit="byte")
+    assert filled.initial_vector({"law": 1, "code": 1}).tolist() == [0.25, 0.75]
+    assert filled.reference_vector(DOMAINS).tolist() == [1.0, 2.0]
+    assert (filled.loss_unit, filled.sigma) == ("byte", 0.25)
+
+
 def test_reference_losses_come_in_domain_order():
     assert make_config().reference_vector(("code", "law")).tolist() == [2.0, 1.0]
     assert VersaTuneConfig(strategy="uniform").reference_vector(DOMAINS) is None
@@ -192,9 +227,6 @@ def test_no_strategy_is_both_here_and_announced_for_later():
     "block",
     [
         {"expansion": {"domain": "law"}},
-        {"detection": {}},
-        {"detection": {"judge": {"endpoint": "http://localhost:8000/v1", "model": "m"}}},
-        {"reference": {"model": "m"}},
     ],
 )
 def test_a_block_of_a_later_release_is_not_available_yet(block):
@@ -206,10 +238,21 @@ def test_a_block_of_a_later_release_is_not_available_yet(block):
 @pytest.mark.parametrize(
     ("changes", "where", "phrase"),
     [
-        ({"initial_proportions": "detected"}, "initial_proportions", "'detected' is not available yet"),
-        ({"initial_proportions": None}, "initial_proportions", "'detected' is not available yet"),
-        ({"initial_proportions": "out/detection.json"}, "initial_proportions", "a detection file is not available yet"),
-        ({"reference_losses": "references.json"}, "reference_losses", "a reference file is not available yet"),
+        ({"reference_losses": "references.yml"}, "reference_losses", "a loss per domain, a .json file or 'self'"),
+        ({"detection": {"num_samples": 0}}, "detection.num_samples", "greater than or equal to 1"),
+        ({"detection": {"count": "words"}}, "detection.count", "'samples' or 'tokens'"),
+        (
+            {"detection": {"judge": {"endpoint": "http://a/v1"}}},
+            "detection.judge.model",
+            "the name of the model to ask",
+        ),
+        (
+            {"detection": {"judge": {"model": "m", "label_shift_correction": True}}},
+            "detection.judge.label_shift_correction",
+            "only the classifier has it",
+        ),
+        ({"reference": {"epochs": 4}}, "reference.model", "Field required"),
+        ({"reference": {"model": "m", "epochs": 0}}, "reference.epochs", "greater than or equal to 1"),
         ({"initial_proportions": "unifrom"}, "initial_proportions", "did you mean 'uniform'?"),
         (
             {"initial_proportions": {"law": 0.5, "code": 0.4}},
@@ -223,7 +266,11 @@ def test_a_block_of_a_later_release_is_not_available_yet(block):
         ),
         ({"initial_proportions": {"law": float("nan")}}, "initial_proportions.law", "finite number"),
         ({"initial_proportions": [0.5, 0.5]}, "initial_proportions", "valid string"),
-        ({"reference_losses": None}, "reference_losses", "'versatune' needs a reference loss per domain"),
+        (
+            {"reference_losses": None},
+            "reference_losses",
+            "'versatune' needs a loss per domain: {law: 1.21, ...}, a `ref",
+        ),
         ({"reference_losses": {"law": -1.0}}, "reference_losses.law", "at least 0 nats per target token, got -1.0"),
         ({"reference_losses": {"law": float("nan")}}, "reference_losses.law", "finite number"),
         ({"reference_losses": {"law": float("inf")}}, "reference_losses.law", "finite number"),

@@ -8,7 +8,20 @@ import pytest
 import versatune_plugin
 
 REPOSITORY = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "trl", "axolotl", "accelerate", "datasets", "pyarrow", "pandas", "matplotlib")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "axolotl",
+    "accelerate",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "openai",
+)
 LIGHT_MODULES = (
     "domains",
     "signals",
@@ -16,6 +29,15 @@ LIGHT_MODULES = (
     "mixture",
     "history",
     "report",
+    "drawing",
+    "documents",
+    "cache",
+    "detection",
+    "detection_report",
+    "judges",
+    "judges.prompt",
+    "references",
+    "blocks",
     "sampler",
     "config",
     "axolotl_config",
@@ -46,7 +68,7 @@ def test_importing_the_package_loads_nothing_that_python_has_not_loaded_already(
     assert loaded.isdisjoint({"numpy", "pydantic", "yaml", "click"})
 
 
-@pytest.mark.parametrize("module", ["domains", "signals", "strategies", "mixture", "history", "report"])
+@pytest.mark.parametrize("module", ["domains", "signals", "strategies", "mixture", "history", "report", "detection"])
 def test_the_core_needs_neither_pydantic_nor_the_config(module):
     loaded = modules_loaded_by(f"import versatune_plugin.{module}")
     assert loaded.isdisjoint({"pydantic", "versatune_plugin.config"})

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from versatune_plugin.config import VersaTuneConfig, domain_problems, interval_problems, readable
+from versatune_plugin.blocks import readable
+from versatune_plugin.config import VersaTuneConfig, domain_problems, interval_problems
 from versatune_plugin.domains import is_domain_name, nearest
 
 BY_COLUMN = ""

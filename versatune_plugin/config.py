@@ -1,16 +1,16 @@
 """Pydantic models of the `versatune:` block, and the args class Axolotl asks for.
 
-Every mistake of a block is reported at once; an unknown key comes with the nearest valid name. Parts that a
-later release fills are validated and then refused with "not available yet", never ignored.
+Parts that a later release fills are validated and then refused with "not available yet", never ignored.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, Discriminator, Field, Tag
 
+from versatune_plugin.blocks import Block, Problem
 from versatune_plugin.domains import check_proportions, in_domain_order, misfits, nearest
 from versatune_plugin.strategies import STRATEGIES, Strategy, powered
 
@@ -43,9 +43,10 @@ _PROBE_ROWS = (8, 128)
 _FORWARDS_PER_TRAINED_ROW = 2
 
 _START_NAMES = ("detected", "uniform", "proportional")
-
-Problem = tuple[tuple[str, ...], str]
-"""Where (path of keys below the block) and what is wrong."""
+SELF = "self"
+"""Stands for the lowest loss that the run itself has reached so far."""
+DETECTION_FILE = Path("versatune/detection.json")
+REFERENCES_FILE = Path("versatune/references.json")
 
 # A number per domain, or a name or path; the tag keeps a mistake in one out of the other's error messages.
 _NumbersOrName = Annotated[
@@ -54,57 +55,7 @@ _NumbersOrName = Annotated[
 ]
 
 
-def _error(where: tuple, message: str, given: Any) -> InitErrorDetails:
-    return InitErrorDetails(
-        type=PydanticCustomError("versatune", "{message}", {"message": message}), loc=where, input=given
-    )
-
-
-def _without_tag(where: tuple) -> tuple:
-    return where[:1] + where[2:] if where[1:2] in (("numbers",), ("name",)) else where
-
-
-class _Block(BaseModel):
-    """A block that reports unknown keys, wrong values and contradictions together."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _report_all_mistakes(cls, data, handler):
-        if not isinstance(data, Mapping):
-            return handler(data)
-        unknown = [key for key in data if key not in cls.model_fields]
-        errors = [_error((key,), f"unknown key{nearest(str(key), cls.model_fields)}", data[key]) for key in unknown]
-        valid = {key: value for key, value in data.items() if key not in unknown}
-        wrong: set = set()
-        try:
-            block = handler(valid)
-        except ValidationError as error:
-            errors += [_error(_without_tag(e["loc"]), e["msg"], e["input"]) for e in error.errors(include_url=False)]
-            wrong = {e["loc"][0] for e in error.errors() if e["loc"]}
-            block = cls._of_valid_keys(handler, {key: value for key, value in valid.items() if key not in wrong})
-        if block is not None:
-            contradictions = [problem for problem in block.problems() if problem[0][0] not in wrong]
-            errors += [_error(where, message, data.get(where[0])) for where, message in contradictions]
-        if errors:
-            raise ValidationError.from_exception_data(cls.__name__, errors)
-        return block
-
-    @staticmethod
-    def _of_valid_keys(handler, data):
-        """What the keys with valid values say, to look for contradictions between them; None where one is needed."""
-        try:
-            return handler(data)
-        except ValidationError:
-            return None
-
-    def problems(self) -> list[Problem]:
-        """Contradictions between keys that are valid one by one."""
-        return []
-
-
-class ProbeConfig(_Block):
+class ProbeConfig(Block):
     """The fixed held-out rows on which losses are measured."""
 
     rows_per_domain: int | None = Field(
@@ -116,7 +67,7 @@ class ProbeConfig(_Block):
     )
 
 
-class ExpansionConfig(_Block):
+class ExpansionConfig(Block):
     """Domain expansion (arXiv 2411.11266, Algorithm 3)."""
 
     domain: str = Field(description="The target domain.")
@@ -125,29 +76,92 @@ class ExpansionConfig(_Block):
     ceiling: float = Field(0.8, gt=0, le=1, description="The target's proportion does not pass it. Ours.")
 
 
-class JudgeConfig(_Block):
-    """The model that tells which domain a sampled text belongs to."""
+class GeneratorConfig(Block):
+    """An OpenAI-compatible completions API that serves the base model, to sample from instead of loading it."""
 
-    endpoint: str = Field(description="Base URL of an OpenAI-compatible API.")
-    model: str = Field(description="Name of the judge model there.")
+    endpoint: str = Field(min_length=1, description="Base URL, such as http://localhost:8000/v1.")
+    model: str | None = Field(None, description="The base model's name there. Default: the YAML's base_model.")
+    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key, if one is needed.")
+    concurrency: int = Field(32, ge=1, strict=True, description="Requests in flight.")
 
 
-class DetectionConfig(_Block):
+class JudgeConfig(Block):
+    """Who tells to which domain a sampled text belongs.
+
+    With `endpoint` and `model` a chat model behind an OpenAI-compatible API, with `model` alone a local instruct
+    model, with neither a classifier fitted on the training rows.
+    """
+
+    endpoint: str | None = Field(None, min_length=1, description="Base URL, such as http://localhost:8000/v1.")
+    model: str | None = Field(None, min_length=1, description="Name of the model at the endpoint, or a local model.")
+    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key, if one is needed.")
+    concurrency: int = Field(32, ge=1, strict=True, description="Requests in flight at the endpoint.")
+    requests_per_minute: int | None = Field(None, ge=1, strict=True, description="Limit at the endpoint.")
+    max_text_tokens: int = Field(512, ge=16, strict=True, description="A sampled text is cut off after so many tokens.")
+    orders: int = Field(1, ge=1, strict=True, description="Orders of the options in which each text is asked.")
+    label_shift_correction: bool = Field(
+        False,
+        strict=True,
+        description="Correct the classifier's mean by its confusion matrix: helps on real, hurts on generated text.",
+    )
+
+    def problems(self) -> list[Problem]:
+        """Keys that the kind of judge has no use for."""
+        problems = []
+        if self.endpoint and not self.model:
+            problems.append((("model",), "an endpoint needs the name of the model to ask there"))
+        if self.label_shift_correction and self.model:
+            problems.append((("label_shift_correction",), "only the classifier has it; leave `model` out, or this key"))
+        return problems
+
+
+class DetectionConfig(Block):
     """Domain knowledge detection (arXiv 2411.11266, Algorithm 1)."""
 
-    num_samples: int = Field(40_000, ge=1, description="Sequences per iteration (the paper's N_S).")
-    iterations: int = Field(5, ge=1, description="Iterations (the paper's T).")
-    judge: JudgeConfig | None = Field(None, description="Default: an embedded classifier.")
+    num_samples: int = Field(40_000, ge=1, strict=True, description="Sequences per iteration (the paper's N_S).")
+    iterations: int = Field(5, ge=1, strict=True, description="Iterations (the paper's T).")
+    tolerance: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        strict=True,
+        description="Stop early when every domain's 95 % interval is narrower; 0: never. Ours.",
+    )
+    count: Literal["samples", "tokens"] = Field(
+        "samples", description="What a proportion counts: documents, or tokens. Both are in the file."
+    )
+    max_new_tokens: int = Field(256, ge=1, strict=True, description="Length limit of a sample. Ours.")
+    temperature: float = Field(1.0, gt=0, strict=True)
+    top_p: float = Field(1.0, gt=0, le=1, strict=True)
+    top_k: int = Field(0, ge=0, strict=True, description="0: no limit.")
+    batch_size: int = Field(64, ge=1, strict=True, description="Samples generated side by side.")
+    seed: int = Field(0, ge=0, strict=True)
+    start_token: str | int | None = Field(
+        None, description="Token to sample from. Default: BOS, or the end-of-text token of a tokenizer without BOS."
+    )
+    descriptions: dict[str, str] = Field(
+        default_factory=dict, description="A line per domain that tells a judge what it holds."
+    )
+    generator: GeneratorConfig | None = Field(None, description="Default: the base model is loaded here.")
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
 
 
-class ReferenceConfig(_Block):
+class ReferenceConfig(Block):
     """The small model whose fine-tuned losses are the reference (arXiv 2411.11266, section 3.1)."""
 
-    model: str = Field(description="Name or path of the reference model, same tokenizer.")
-    epochs: int = Field(4, ge=1, description="Epochs per domain (the paper's T_ref).")
+    model: str = Field(min_length=1, description="Name or path of the reference model, of the same tokenizer family.")
+    epochs: int = Field(4, ge=1, strict=True, description="Epochs per domain (the paper's T_ref).")
+    samples_per_epoch: int | None = Field(
+        None, ge=1, strict=True, description="Rows of a domain seen per epoch. Default: all of them."
+    )
+    stop_when_rising: bool = Field(
+        False,
+        strict=True,
+        description="End a domain's run after the first epoch whose loss has risen. Ours.",
+    )
 
 
-class VersaTuneConfig(_Block):
+class VersaTuneConfig(Block):
     """The `versatune:` block."""
 
     strategy: str = Field("versatune", description="The rule that sets the proportions.")
@@ -168,7 +182,9 @@ class VersaTuneConfig(_Block):
         50, gt=0, strict=True, description="Optimizer steps between updates; below 1: a share of the whole run. Ours."
     )
     reference_losses: _NumbersOrName | None = Field(
-        None, description="Reference loss per domain, nats per target token, or a references.json."
+        None,
+        description="Reference loss per domain, nats per target token; a references.json; or `self`: the lowest loss "
+        "that this run itself has reached so far (ours).",
     )
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
     samples_per_epoch: int | None = Field(
@@ -189,6 +205,10 @@ class VersaTuneConfig(_Block):
     test_dataset_domains: list[str] | None = Field(
         None, description="Filled by the plugin: the domain of each entry of `test_datasets`."
     )
+    only_domain: str | None = Field(None, description="Filled by the plugin: the domain of a reference run.")
+    loss_unit: Literal["token", "byte"] = Field(
+        "token", description="Filled by the plugin: losses in nats per target token, or per UTF-8 byte of target text."
+    )
 
     def problems(self) -> list[Problem]:
         """Contradictions between keys, and parts that are not available yet."""
@@ -208,6 +228,27 @@ class VersaTuneConfig(_Block):
     def power(self) -> float:
         """The power to which the start is raised."""
         return -1.0 if self.strategy == "inverse" else self.initial_power
+
+    @property
+    def detection_file(self) -> Path | None:
+        """Where the start is read from (relative to the working directory), or None where it needs no detection."""
+        if self.start == "detected":
+            return DETECTION_FILE
+        return Path(self.start) if isinstance(self.start, str) and self.start.endswith(".json") else None
+
+    @property
+    def references_file(self) -> Path | None:
+        """Where the reference losses are read from, or None where they come from elsewhere or are not needed."""
+        if isinstance(self.reference_losses, str):
+            return None if self.reference_losses == SELF else Path(self.reference_losses)
+        needed = self.strategy in STRATEGIES and STRATEGIES[self.strategy].needs_reference_losses
+        return REFERENCES_FILE if self.reference_losses is None and self.reference and needed else None
+
+    def with_measurements(self, start: Mapping | None = None, reference_losses: Mapping | None = None, **more):
+        """This block with the numbers of its files in place of their names."""
+        numbers = {"initial_proportions": start, "reference_losses": reference_losses}
+        changes = {key: dict(value) for key, value in numbers.items() if value is not None} | more
+        return type(self).model_validate(self.model_dump(exclude_unset=True) | changes)
 
     def _strategy_problems(self) -> list[Problem]:
         if self.strategy in LATER_STRATEGIES:
@@ -234,16 +275,7 @@ class VersaTuneConfig(_Block):
             return [(key, "strategy 'manual' needs a proportion per domain: {law: 0.2, medicine: 0.8}")]
         if self.strategy == "inverse" and self.initial_power != 1:
             return [(("initial_power",), "strategy 'inverse' sets the power itself (-1): leave this key out")]
-        if self.start == "detected" and self.strategy in STRATEGIES:
-            return [
-                (
-                    key,
-                    "'detected' is not available yet; give uniform, proportional or a proportion per domain",
-                )
-            ]
-        if isinstance(self.start, str) and self.start.endswith(".json"):
-            return [(key, "a detection file is not available yet; give uniform or a proportion per domain")]
-        if isinstance(self.start, str) and self.start not in _START_NAMES:
+        if isinstance(self.start, str) and self.start not in _START_NAMES and not self.start.endswith(".json"):
             return [
                 (
                     key,
@@ -260,14 +292,12 @@ class VersaTuneConfig(_Block):
     def _reference_problems(self) -> list[Problem]:
         key = ("reference_losses",)
         if isinstance(self.reference_losses, str):
-            return [(key, "a reference file is not available yet; give a loss per domain: {law: 1.21, ...}")]
+            named = self.reference_losses == SELF or self.reference_losses.endswith(".json")
+            return [] if named else [(key, f"must be a loss per domain, a .json file or {SELF!r}")]
         if self.reference_losses is None:
-            known = self.strategy in STRATEGIES and STRATEGIES[self.strategy].needs_reference_losses
-            return (
-                [(key, f"strategy {self.strategy!r} needs a reference loss per domain: {{law: 1.21, ...}}")]
-                if known
-                else []
-            )
+            needed = self.strategy in STRATEGIES and STRATEGIES[self.strategy].needs_reference_losses
+            hint = f"strategy {self.strategy!r} needs a loss per domain: {{law: 1.21, ...}}, a `reference:` model to "
+            return [(key, f"{hint}measure them with, or {SELF!r}")] if needed and not self.reference else []
         return [
             ((*key, domain), f"must be at least 0 nats per target token, got {loss}")
             for domain, loss in self.reference_losses.items()
@@ -277,7 +307,7 @@ class VersaTuneConfig(_Block):
     def _later_problems(self) -> list[Problem]:
         return [
             ((key,), f"`{key}:` is not available yet; leave it out")
-            for key in ("expansion", "detection", "reference")
+            for key in ("expansion",)
             if getattr(self, key) is not None
         ]
 
@@ -291,8 +321,10 @@ class VersaTuneConfig(_Block):
         elif self.start == "proportional":
             rows = np.array(list(num_rows_by_domain.values()), dtype=np.float64)
             start = rows / rows.sum()
-        else:
+        elif self.start == "uniform":
             start = np.full(len(domains), 1 / len(domains))
+        else:
+            raise ValueError(f"versatune.initial_proportions: {self.detection_file} has not been read")
         try:
             return powered(start, self.power)
         except ValueError as error:
@@ -305,8 +337,14 @@ class VersaTuneConfig(_Block):
         )
 
     def reference_vector(self, domains: tuple[str, ...]) -> np.ndarray | None:
-        """Reference losses in domain order, shape (num_domains,), or None where the block has none."""
-        if self.reference_losses is None:
+        """Reference losses in domain order, shape (num_domains,), or None where the block gives none.
+
+        Raises:
+            ValueError: A domain is missing or unknown, or the file has not been read.
+        """
+        if self.references_file is not None:
+            raise ValueError(f"versatune.reference_losses: {self.references_file} has not been read")
+        if self.reference_losses in (None, SELF):
             return None
         return in_domain_order(self.reference_losses, domains, "versatune.reference_losses")
 
@@ -353,6 +391,12 @@ def domain_problems(block: Mapping, domains: tuple[str, ...]) -> list[str]:
     for key in ("initial_proportions", "reference_losses"):
         if isinstance(block.get(key), Mapping):
             problems += misfits(block[key], domains, f"versatune.{key}")
+    detection = block.get("detection")
+    descriptions = detection.get("descriptions") if isinstance(detection, Mapping) else None
+    for name in descriptions if isinstance(descriptions, Mapping) else ():
+        if name not in domains:
+            hint = nearest(str(name), domains)
+            problems.append(f"versatune.detection.descriptions names an unknown domain {name!r}{hint}")
     return problems
 
 
@@ -360,11 +404,3 @@ class VersaTuneArgs(BaseModel):
     """What Axolotl merges into its own schema."""
 
     versatune: VersaTuneConfig | None = None
-
-
-def readable(error: ValidationError, prefix: str = "versatune") -> list[str]:
-    """One line per mistake: the key, what is wrong, what was given."""
-    return [
-        ".".join([prefix, *map(str, e["loc"])]) + f": {e['msg']} (given: {e['input']!r})"
-        for e in error.errors(include_url=False)
-    ]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from versatune_plugin.drawing import aligned, colours, label, new_figure, save_png
+
 
 def format_update(record: dict, num_steps: int) -> str:
     """One line: step, then per domain its proportion and measured loss."""
@@ -86,14 +88,7 @@ def format_summary(records: Sequence[dict]) -> str:
         )
         for row in summarise(records)
     ]
-    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    )
+    return aligned(table)
 
 
 def _number(value: float | None) -> str:
@@ -109,13 +104,9 @@ def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     domains = list(records[0]["proportions"])
-    colours = dict(zip(domains, _colours(len(domains)), strict=True))
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    colour_of = dict(zip(domains, colours(len(domains)), strict=True))
+    figure = new_figure(9, 7)
     shares, losses = figure.subplots(2, 1, sharex=True)
 
     shares.margins(x=0)
@@ -123,8 +114,8 @@ def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
     shares.stackplot(
         steps,
         np.array(stacks).T,
-        labels=[_label(domain) for domain in domains],
-        colors=[colours[d] for d in domains],
+        labels=[label(domain) for domain in domains],
+        colors=[colour_of[d] for d in domains],
         step="post",
         alpha=0.85,
     )
@@ -132,21 +123,18 @@ def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
     for domain in domains:
         points = [(r["step"], r["losses"][domain]) for r in records if r["losses"] and r["losses"][domain] is not None]
         if points:
-            losses.plot(*zip(*points, strict=True), marker="o", ms=3, color=colours[domain])
-        reference = (records[0]["reference_losses"] or {}).get(domain)
+            losses.plot(*zip(*points, strict=True), marker="o", ms=3, color=colour_of[domain])
+        reference = (records[-1]["reference_losses"] or {}).get(domain)
         if reference is not None:
-            losses.axhline(reference, color=colours[domain], lw=0.8, ls=":")
-    losses.set(xlabel="optimizer step", ylabel="loss (nats per target token)", title="Held-out loss")
+            losses.axhline(reference, color=colour_of[domain], lw=0.8, ls=":")
+    unit = "byte" if records[0].get("loss_unit") == "byte" else "target token"
+    losses.set(xlabel="optimizer step", ylabel=f"loss (nats per {unit})", title="Held-out loss")
     if records[0]["reference_losses"]:
         losses.set_title("Held-out loss (dotted: reference)")
     losses.grid(alpha=0.3)
     handles, labels = shares.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper")  # in the order of the stack
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
-    return path
+    return save_png(figure, path)
 
 
 def _proportion_steps(records: Sequence[dict]) -> tuple[list[float], list[list[float]]]:
@@ -157,18 +145,3 @@ def _proportion_steps(records: Sequence[dict]) -> tuple[list[float], list[list[f
     steps = [draw / per_step for draw, _ in acted]
     stacks = [list(proportions.values()) for _, proportions in acted]
     return [*steps, max(last["step"], 1)], [*stacks, stacks[-1]]
-
-
-def _label(domain: str) -> str:
-    """A domain's name as matplotlib shows it: no mathematics, and not hidden from the legend."""
-    return (" " if domain.startswith("_") else "") + domain.replace("$", r"\$")
-
-
-def _colours(number: int) -> list:
-    """Distinct colours: Okabe and Ito's colour-blind-safe palette, continued by a perceptual map."""
-    okabe_ito = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
-    if number <= len(okabe_ito):
-        return okabe_ito[:number]
-    from matplotlib import colormaps
-
-    return [colormaps["turbo"](position) for position in np.linspace(0.05, 0.95, number)]

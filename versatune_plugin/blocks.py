@@ -1,0 +1,70 @@
+"""Pydantic blocks that report every mistake at once; an unknown key comes with the nearest valid name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from versatune_plugin.domains import nearest
+
+Problem = tuple[tuple[str, ...], str]
+"""Where (path of keys below the block) and what is wrong."""
+
+
+def _error(where: tuple, message: str, given: Any) -> InitErrorDetails:
+    return InitErrorDetails(
+        type=PydanticCustomError("versatune", "{message}", {"message": message}), loc=where, input=given
+    )
+
+
+def _without_tag(where: tuple) -> tuple:
+    return where[:1] + where[2:] if where[1:2] in (("numbers",), ("name",)) else where
+
+
+class Block(BaseModel):
+    """A block that reports unknown keys, wrong values and contradictions together."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_all_mistakes(cls, data, handler):
+        if not isinstance(data, Mapping):
+            return handler(data)
+        unknown = [key for key in data if key not in cls.model_fields]
+        errors = [_error((key,), f"unknown key{nearest(str(key), cls.model_fields)}", data[key]) for key in unknown]
+        valid = {key: value for key, value in data.items() if key not in unknown}
+        wrong: set = set()
+        try:
+            block = handler(valid)
+        except ValidationError as error:
+            errors += [_error(_without_tag(e["loc"]), e["msg"], e["input"]) for e in error.errors(include_url=False)]
+            wrong = {e["loc"][0] for e in error.errors() if e["loc"]}
+            block = cls._of_valid_keys(handler, {key: value for key, value in valid.items() if key not in wrong})
+        if block is not None:
+            contradictions = [problem for problem in block.problems() if problem[0][0] not in wrong]
+            errors += [_error(where, message, data.get(where[0])) for where, message in contradictions]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return block
+
+    @staticmethod
+    def _of_valid_keys(handler, data):
+        """What the keys with valid values say, to look for contradictions between them; None where one is needed."""
+        try:
+            return handler(data)
+        except ValidationError:
+            return None
+
+    def problems(self) -> list[Problem]:
+        """Contradictions between keys that are valid one by one."""
+        return []
+
+
+def readable(error: ValidationError, prefix: str = "versatune") -> list[str]:
+    """One line per mistake: the key, what is wrong, what was given."""
+    return [
+        ".".join([prefix, *map(str, e["loc"])]) + f": {e['msg']} (given: {e['input']!r})"
+        for e in error.errors(include_url=False)
+    ]
