@@ -530,7 +530,7 @@ def test_a_disk_that_becomes_full_is_an_error_and_the_same_command_goes_on_from_
 
 
 def check(document, **given):
-    check_detection(document, path="out/detection.json", **{"domains": DOMAINS, **given})
+    check_detection(document, path="out/detection.json", **{"domains": DOMAINS, "remedy": "Do it again", **given})
 
 
 def test_a_detection_of_the_same_domains_model_and_data_fits(detection):
@@ -565,7 +565,7 @@ def test_a_model_without_a_fingerprint_cannot_be_compared(detection):
 )
 def test_a_detection_of_something_else_is_refused_with_what_to_do(detection, given, messages):
     document = detection[0] | {"data": {"law": "1", "medicine": "1", "code": "1"}}
-    with pytest.raises(ValueError, match=r"Measure again: `versatune detect --refresh`$") as raised:
+    with pytest.raises(ValueError, match=r"\. Do it again$") as raised:
         check(document, **given)
     for message in messages:
         assert message in str(raised.value)

@@ -54,8 +54,7 @@ def test_the_table_shows_each_domain_and_below_it_what_one_must_know_to_read_it(
         "judge: endpoint Qwen2.5-72B-Instruct\n"
         "no clear domain (none above 0.5): 28.1 % of the judged texts\n"
         "texts: 2,000 drawn, 1,880 judged, 100 empty, 20 without an answer\n"
-        "length: 85 tokens on average, 77.4 % ended by themselves\n"
-        "start token: '<|endoftext|>', id 0"
+        "length: 85 tokens on average, 77.4 % ended by themselves"
     )
 
 
@@ -84,11 +83,9 @@ def test_a_single_iteration_has_no_spread(document):
     assert text.splitlines()[1].split()[-2:] == ["-", "0.700"]
 
 
-@pytest.mark.parametrize(
-    ("model", "said"), [({"start_token_id": 1}, "id 1"), ({}, "not known"), ({"start_token": "<s>"}, "'<s>'")]
-)
-def test_the_start_token_is_said_as_far_as_it_is_known(document, model, said):
-    assert line_of(format_detection(document | {"model": model}), "start") == f"start token: {said}"
+def test_what_the_samples_start_from_is_said(document):
+    text = format_detection(document | {"start": "samples start from '<s>' (id 1): the tokenizer's BOS token"})
+    assert text.endswith("\nsamples start from '<s>' (id 1): the tokenizer's BOS token")
 
 
 # --- texts --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What the README and the examples say is true of the code."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from tests.tiny import DOMAINS
 from versatune_plugin import VersaTuneConfig, axolotl_config
-from versatune_plugin.config import ProbeConfig
+from versatune_plugin.config import DetectionConfig, GeneratorConfig, JudgeConfig, ProbeConfig, ReferenceConfig
 from versatune_plugin.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
@@ -31,10 +32,12 @@ def table(header: str) -> list[list[str]]:
 
 
 def test_readme_yaml_is_a_valid_block_with_domains():
-    (snippet,) = blocks("yaml")
-    config = yaml.safe_load(snippet)
-    axolotl_config.fill_in(config)
-    assert config["versatune"]["dataset_domains"] == ["law", "medicine"]
+    whole, *parts = map(yaml.safe_load, blocks("yaml"))
+    for part in ({}, *(part["versatune"] for part in parts)):
+        config = copy.deepcopy(whole)
+        config["versatune"] |= part
+        axolotl_config.fill_in(config)
+        assert config["versatune"]["dataset_domains"] == ["law", "medicine"]
 
 
 def test_readme_python_trains(workspace, tmp_path):
@@ -60,13 +63,23 @@ def test_readme_python_trains(workspace, tmp_path):
 
 
 def test_options_table_lists_every_option_with_its_default():
-    internal = {"probe", "expansion", "detection", "reference", "dataset_domains", "test_dataset_domains"}
+    blocks = {
+        "": VersaTuneConfig,
+        "probe.": ProbeConfig,
+        "detection.": DetectionConfig,
+        "detection.generator.": GeneratorConfig,
+        "detection.judge.": JudgeConfig,
+        "reference.": ReferenceConfig,
+    }
+    filled_by_the_plugin = {"dataset_domains", "test_dataset_domains", "only_domain", "loss_unit"}
+    not_available_yet = {"expansion"}
     documented = {row[0]: row[1] for row in table("| key | default |")}
-    fields = {name: field for name, field in VersaTuneConfig.model_fields.items() if name not in internal}
-    fields |= {f"probe.{name}": field for name, field in ProbeConfig.model_fields.items()}
+    fields = {prefix + name: field for prefix, block in blocks.items() for name, field in block.model_fields.items()}
+    inner = {prefix.removesuffix(".") for prefix in blocks if prefix}
+    fields = {name: fields[name] for name in fields if name not in inner | filled_by_the_plugin | not_available_yet}
     assert set(documented) == set(fields)
     for name, field in fields.items():
-        if field.default is not None and field.default is not PydanticUndefined:
+        if field.default not in (None, PydanticUndefined):
             assert documented[name].strip("`") == str(field.default), name
 
 

@@ -137,3 +137,41 @@ def test_a_state_of_another_version_is_refused():
     state = make_mixture().state_dict() | {"version": 99}
     with pytest.raises(ValueError, match="version 99, this release reads 1"):
         make_mixture().load_state_dict(state)
+
+
+# --- its own reference --------------------------------------------------------------------------------------
+
+
+def own(proportions=START):
+    return Mixture(DOMAINS, FOSTERING, proportions, own_reference=True)
+
+
+def test_own_reference_is_the_lowest_loss_so_far_and_potential_is_zero_at_a_new_best():
+    mixture = own()
+    assert mixture.observe(np.array([2.0, 1.5, 1.0])).potential.tolist() == [0, 0, 0]
+    update = mixture.update(np.array([2.5, 1.0, 1.25]), step=1)
+    assert mixture.reference_losses.tolist() == [2.0, 1.0, 1.0]
+    assert update.potential == pytest.approx([0.2, 0.0, 0.2], abs=1e-12)
+
+
+def test_own_reference_does_not_learn_from_a_sick_loss():
+    mixture = own()
+    mixture.observe(np.array([2.0, 1.5, 1.0]))
+    mixture.update(np.array([1.0, np.nan, 0.5]), step=1)
+    assert mixture.reference_losses.tolist() == [2.0, 1.5, 1.0]
+
+
+def test_own_reference_restored_through_json_goes_on_bit_for_bit():
+    unbroken, stopped = own(), own()
+    for step, losses in enumerate(np.random.default_rng(1).uniform(0.5, 3, size=(12, 3))):
+        if step in (0, 5):
+            state = json.loads(json.dumps(stopped.state_dict()))
+            stopped = own()
+            stopped.load_state_dict(state)
+        assert stopped.update(losses, step).proportions.tolist() == unbroken.update(losses, step).proportions.tolist()
+    assert stopped.reference_losses.tolist() == unbroken.reference_losses.tolist()
+
+
+def test_given_reference_losses_and_its_own_are_not_mixed():
+    with pytest.raises(ValueError, match="reference losses or its own, not both"):
+        Mixture(DOMAINS, FOSTERING, START, REFERENCES, own_reference=True)

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from versatune_plugin.probes import build_probes, choose_rows, num_target_tokens, sum_losses  # noqa: E402
+from versatune_plugin.probes import (  # noqa: E402
+    build_probes,
+    choose_rows,
+    decoder,
+    describe,
+    num_target_tokens,
+    same_rows,
+    sum_losses,
+)
 
 
 def make_probes(lengths_by_domain, batch_size=4):
@@ -134,3 +142,55 @@ def test_single_precision_means_are_summed_in_double_precision():
 def test_target_tokens_are_labels_from_the_second_on_that_are_not_masked():
     labels = torch.tensor([[1, 2, 3, -100], [-100, -100, 7, -100], [5, -100, -100, -100]])
     assert num_target_tokens(labels) == 3
+
+
+# --- describing rows ----------------------------------------------------------------------------------------
+
+WORDS = ["<s>", "</s>", "ab ", "é", " c", "def", "d", "ef"]
+
+
+class Words:
+    """A tokenizer whose tokens are known by their number."""
+
+    def decode(self, tokens, skip_special_tokens, clean_up_tokenization_spaces):
+        assert skip_special_tokens
+        assert not clean_up_tokenization_spaces
+        return "".join(WORDS[token] for token in tokens if token > 1)
+
+
+def described(*rows):
+    from datasets import Dataset
+
+    rows = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
+    return describe(Dataset.from_list(rows), decoder(Words()))
+
+
+def test_target_bytes_are_those_of_the_decoded_targets_without_blanks_around_a_row():
+    # targets "é c" (4 bytes in UTF-8) and "ab " (2 without the blank); special tokens have no text
+    facts = described(([0, 2, 3, 4, 1], [-100, -100, 3, 4, 1]), ([0, 2, 1], [-100, 2, 1]))
+    assert (facts["rows"], facts["target_tokens"], facts["target_bytes"]) == (2, 5, 6)
+
+
+def test_the_first_token_of_a_row_is_no_target():
+    assert described(([2, 3], [2, 3]))["target_bytes"] == len("é".encode())
+
+
+def test_rows_with_the_same_text_are_the_same_under_another_split_and_others_are_not():
+    whole, split = described(([0, 2, 5], [-100, 2, 5])), described(([0, 2, 6, 7], [-100, 2, 6, 7]))
+    assert whole["fingerprint"] != split["fingerprint"]
+    assert same_rows(whole, split)
+    without_start = described(([2, 6, 7], [2, 6, 7]))
+    assert without_start["target_texts"] != whole["target_texts"]
+    assert same_rows(whole, without_start)
+    other_prompt = described(([0, 3, 5], [-100, -100, 5])), described(([0, 4, 6, 7], [-100, -100, 6, 7]))
+    assert same_rows(*other_prompt), "the targets are the same, as under two chat templates"
+    assert not same_rows(whole, described(([0, 2, 6], [-100, 2, 6])))
+
+
+def test_rows_without_a_tokenizer_are_described_by_their_tokens_alone():
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"input_ids": [1, 2, 3]}])
+    facts = describe(rows, decoder(None))
+    assert set(facts) == {"rows", "target_tokens", "fingerprint"}
+    assert facts["target_tokens"] == 2

@@ -28,14 +28,18 @@ def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> tuple[dict[str, D
 
     Every domain goes through Axolotl's loader on its own, under a copy of the config that holds only its
     datasets. Its prepared rows lie in a folder named after the content of its local files, since Axolotl's own
-    cache key ignores the content and would silently use old rows after an edit.
+    cache key ignores the content and would silently use old rows after an edit. In a reference run, only the domain
+    it is about is loaded.
 
     Raises:
         ValueError: A domain cannot be loaded; the message names it.
     """
     train_entries = _entries_by_domain(cfg, cfg.datasets, config.dataset_domains, config)
     test_entries = _entries_by_domain(cfg, cfg.test_datasets or [], config.test_dataset_domains, config)
-    ordered = [*domain_order(config), *(d for d in train_entries if d not in domain_order(config))]
+    named = domain_order(config)
+    ordered = [d for d in [*named, *(d for d in train_entries if d not in named)] if d in train_entries]
+    if not ordered:
+        raise ValueError(f"versatune: no row of the datasets is of domain {config.only_domain!r}")
     train, heldout = {}, {}
     for domain in ordered:
         sub = copy.deepcopy(cfg)
@@ -59,8 +63,12 @@ def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> tuple[dict[str, D
 def _entries_by_domain(cfg, entries: Sequence, domains: Sequence[str] | None, config) -> dict[str, list]:
     grouped: dict[str, list] = {}
     for entry, domain in zip(entries, domains or [], strict=True):
+        if config.only_domain not in (None, domain) and domain != BY_COLUMN:
+            continue
         parts = _split_by_column(cfg, entry, config.domain_column) if domain == BY_COLUMN else {domain: entry}
         for name, part in parts.items():
+            if config.only_domain not in (None, name):
+                continue
             grouped.setdefault(name, []).append(part)
     return grouped
 

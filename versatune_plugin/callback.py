@@ -50,6 +50,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         fingerprints: Of each set of rows; a resumed run must have the same.
         settings: The block; a resumed run says which of them changed.
         logger: Where the log lines go.
+        stop_when_rising: End the run at the first update, from the second on, at which a loss has risen (for
+            reference runs of one domain).
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         fingerprints: dict[str, str],
         settings: dict,
         logger: logging.Logger,
+        stop_when_rising: bool = False,
     ) -> None:
         self._trainer = trainer
         self._new_mixture = new_mixture
@@ -67,6 +70,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         self._fingerprints = fingerprints
         self._settings = settings
         self._logger = logger
+        self._stop_when_rising = stop_when_rising
         self._mixture: Mixture | None = None
 
     # Hooks of the host
@@ -99,7 +103,10 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args, state, control, **kwargs):
         """Update where the interval is over."""
         if state.global_step % self._interval == 0:
-            self._update(state)
+            update = self._update(state)
+            risen = update.forgetting is not None and (update.forgetting > 0).any()
+            if self._stop_when_rising and risen and state.global_step > self._interval:
+                control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
         """Measure the end, then show what happened."""
@@ -133,7 +140,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     # One update
 
-    def _update(self, state) -> None:
+    def _update(self, state) -> Update:
         update = self._measure(state, decide=True)
         acts_at_draw = None
         if not np.array_equal(update.proportions, update.proportions_before):
@@ -143,6 +150,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 at_draw=(state.global_step + self._look_ahead.num_steps) * sampler.block_size,
             )
         self._record(state, update, acts_at_draw)
+        return update
 
     def _measure(self, state, decide: bool) -> Update:
         measurement = self._trainer.probe_losses()
@@ -177,6 +185,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "skipped": update.skipped,
             "acts_at_draw": acts_at_draw,
             "probe_seconds": self._last_probe_seconds,
+            "loss_unit": self._trainer.loss_unit,
+            "probe": self._trainer.probe_facts if state.global_step == 0 else None,
         }
         if self._history is not None:
             self._history.append(record)
@@ -276,6 +286,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def _show_summary(self, seconds: float) -> None:
         records = self._history.records
+        if len(self._mixture.domains) == 1:  # a reference run: no mixture to show
+            return
         self._logger.info("what the run drew and what it did:\n%s", format_summary(records))
         self._logger.info(
             "history %s; probes took %.1f s, %.1f %% of the run",

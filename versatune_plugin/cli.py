@@ -1,13 +1,15 @@
-"""`versatune quickstart | report`: parse, call one function, print."""
+"""`versatune detect | references | report | quickstart`: parse, call one function, print."""
 
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from versatune_plugin import __version__
+from versatune_plugin.documents import read_document
 from versatune_plugin.history import history_path, read_history
 from versatune_plugin.report import format_summary, plot_history
 
@@ -37,6 +39,88 @@ def report(output_dirs: tuple[Path, ...]) -> None:
 
 
 @main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--refresh", is_flag=True, help="Make the file anew; cached samples and judgements that fit are used.")
+@click.option("--show", is_flag=True, help="Print the most typical samples of each domain, to judge the judge.")
+@click.option("--compare", is_flag=True, help="FILES are detection.json files: show them side by side.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Where the PNG goes.")
+def detect(files: tuple[Path, ...], refresh: bool, show: bool, compare: bool, plot: Path | None) -> None:
+    """Find out what the base model of a YAML (FILES) already knows of each domain."""
+    from versatune_plugin import detection_run
+    from versatune_plugin.detection import SCHEMA, judged_samples
+    from versatune_plugin.detection_report import format_detection, format_samples, plot_detections
+
+    if len(files) > 1 and not compare:
+        raise click.UsageError("give one YAML, or several detection.json files with --compare")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise click.UsageError("detection runs as one process: start it without a launcher")
+    with _readable_errors():
+        if compare:
+            documents = {str(file): read_document(file, SCHEMA) for file in files}
+        else:
+            _show_only_our_progress()
+            document, file = detection_run.detect_from_yaml(files[0], refresh, click.echo)
+            documents = {str(file): document}
+        for name, document in documents.items():
+            click.echo(f"{name}: {document['base_model']['name']}\n{format_detection(document)}")
+        if show and not compare:
+            samples = judged_samples(detection_run.cache_folder(file), document)
+            click.echo(format_samples(*samples, document["domains"]))
+        plot = plot or (Path("detections.png") if compare else file.with_suffix(".png"))
+        click.echo(f"plot: {plot_detections(_by_model(documents), plot)}")
+
+
+def _by_model(documents: dict[str, dict]) -> dict[str, dict]:
+    """Documents by the name of their model, or by their file where two have the same model."""
+    names = [document["base_model"]["name"] for document in documents.values()]
+    unique = len(set(names)) == len(names)
+    return dict(zip(names if unique else documents, documents.values(), strict=True))
+
+
+def _show_only_our_progress() -> None:
+    """Loading rows and weights takes seconds; their bars would stand between ours."""
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bars()
+    disable_progress_bar()
+
+
+@contextmanager
+def _readable_errors():
+    """What a user can mend ends in one message instead of a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--refresh", is_flag=True, help="Forget the file and all runs behind it, and make it anew.")
+@click.option(
+    "--launcher",
+    type=click.Choice(["python", "accelerate", "torchrun"]),
+    default="python",
+    show_default=True,
+    help="How the runs of the domains are started; arguments for it follow after --.",
+)
+@click.argument("launcher_args", nargs=-1, type=click.UNPROCESSED)
+def references(config: Path, refresh: bool, launcher: str, launcher_args: tuple[str, ...]) -> None:
+    """Fine-tune the reference model of an Axolotl YAML on each domain alone and keep its lowest held-out losses."""
+    from versatune_plugin.references import format_table, plot_beside
+
+    with _readable_errors():
+        from versatune_plugin.axolotl_references import make_references
+
+        file, document = make_references(
+            config, refresh=refresh, launcher=launcher, launcher_args=list(launcher_args), say=click.echo
+        )
+        click.echo(f"{file} ({document['reference_model']['name']}, {document['unit']})\n{format_table(document)}")
+        plot_beside(file, document, click.echo)
+
+
+@main.command()
 @click.argument("directory", default="versatune-quickstart", type=click.Path(file_okay=False, path_type=Path))
 def quickstart(directory: Path) -> None:
     """Build a workspace with a real model and six domains in DIRECTORY and fine-tune it with Axolotl."""
@@ -57,3 +141,7 @@ def quickstart(directory: Path) -> None:
     if finished.returncode:
         raise click.ClickException(f"training failed with status {finished.returncode}; what it said stands above")
     click.get_current_context().invoke(report, output_dirs=(config.parent / "out",))
+
+
+if __name__ == "__main__":
+    main()

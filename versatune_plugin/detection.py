@@ -438,6 +438,7 @@ def check_detection(
     domains: Sequence[str],
     model_fingerprint: str | None = None,
     data_fingerprints: Mapping[str, str] | None = None,
+    remedy: str,
 ) -> None:
     """Refuse a detection of other domains, of another model, or of data that has changed since.
 
@@ -448,6 +449,7 @@ def check_detection(
         domains: The domains of the run that wants to use it, in any order.
         model_fingerprint: Of the run's model; not compared where either side has none (a model behind an endpoint).
         data_fingerprints: Of the run's data, by domain; compared for the domains that both sides have.
+        remedy: What to do about it, for the message.
 
     Raises:
         ValueError: What does not fit, all of it together, and how to make it fit.
@@ -466,7 +468,7 @@ def check_detection(
     if changed:
         problems.append(f"the data of {', '.join(map(repr, changed))} has changed since {path} was measured")
     if problems:
-        raise ValueError("; ".join(problems) + ". Measure again: `versatune detect --refresh`")
+        raise ValueError(f"{'; '.join(problems)}. {remedy}")
 
 
 # --- progress and time --------------------------------------------------------------------------------------

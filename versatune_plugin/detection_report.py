@@ -56,18 +56,12 @@ def _notes(document: dict) -> list[str]:
         f"{document['num_empty']:,} empty, {document['num_not_judged']:,} without an answer",
         f"length: {document['mean_num_tokens']:.0f} tokens on average, "
         f"{_percent(document['share_finished'])} ended by themselves",
-        f"start token: {_start_token(document['model'])}",
+        *([document["start"]] if "start" in document else []),
     ]
     if document["stopped_early"]:
         planned = settings["num_samples"] * settings["iterations"]
         notes.append(f"stopped before {planned:,} texts: all intervals are narrower than {settings['tolerance']:g}")
     return notes
-
-
-def _start_token(model: dict) -> str:
-    parts = [repr(model["start_token"])] if model.get("start_token") is not None else []
-    parts += [f"id {model['start_token_id']}"] if model.get("start_token_id") is not None else []
-    return ", ".join(parts) or "not known"
 
 
 def _percent(share: float) -> str:

@@ -14,7 +14,7 @@ from versatune_plugin.detection import SCHEMA, Generator, check_detection, detec
 from versatune_plugin.documents import read_document, write_document
 from versatune_plugin.judges import Judge
 
-logger = logging.getLogger(__name__)
+REMEDY = "Measure again: `versatune detect CONFIG --refresh`"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class BaseModel:
         from versatune_plugin.generation import model_fingerprint
 
         parts = [model_fingerprint(name) for name in (self.name, self.options.get("adapter")) if name]
-        return None if None in parts else "+".join(parts)
+        return "+".join(parts) if parts and None not in parts else None
 
 
 def read_yaml(path: Path) -> tuple[dict, VersaTuneConfig]:
@@ -102,12 +102,13 @@ def texts_of(cfg: Mapping, config: VersaTuneConfig) -> dict[str, list[str]]:
     return {domain: found[domain] for domain in [*named, *(name for name in found if name not in named)]}
 
 
-def detect_from_yaml(path: Path, refresh: bool = False) -> tuple[dict, Path]:
+def detect_from_yaml(path: Path, refresh: bool, say: Callable[[str], None]) -> tuple[dict, Path]:
     """The detection that a YAML asks for, made unless its file is there and fits.
 
     Args:
         path: The Axolotl YAML.
         refresh: Make the file anew; samples and judgements in the cache are used again where they fit.
+        say: Takes what the user should know, a line at a time.
 
     Returns:
         The document and where it lies.
@@ -120,7 +121,9 @@ def detect_from_yaml(path: Path, refresh: bool = False) -> tuple[dict, Path]:
     file = config.detection_file or DETECTION_FILE
     base, texts = base_model_of(cfg), texts_of(cfg, config)
     if file.exists() and not refresh:
-        return read_detection(file, tuple(texts), base, texts), file
+        document = read_detection(file, tuple(texts), base, texts)
+        say(f"{file} is there and fits: nothing to do (--refresh makes it anew)")
+        return document, file
     return make_detection(config, file, base, texts), file
 
 
@@ -135,8 +138,9 @@ def make_detection(config: VersaTuneConfig, file: Path, base: BaseModel, texts: 
     """
     settings = config.detection or DetectionConfig()
     judge = build_judge(settings, texts)
+    generator, start = build_generator(settings, base)
     document = detect(
-        build_generator(settings, base),
+        generator,
         judge,
         num_samples=settings.num_samples,
         iterations=settings.iterations,
@@ -148,6 +152,7 @@ def make_detection(config: VersaTuneConfig, file: Path, base: BaseModel, texts: 
         data_fingerprints=None if settings.judge.model else _fingerprints(texts),
     )
     document["base_model"] = {"name": base.name, "fingerprint": base.fingerprint()}
+    document["start"] = start
     write_document(file, SCHEMA, document)
     return document
 
@@ -157,7 +162,9 @@ def cache_folder(file: Path) -> Path:
     return file.parent / "cache"
 
 
-def read_detection(path: Path, domains: Sequence[str], base: BaseModel, texts: Mapping | None) -> dict:
+def read_detection(
+    path: Path, domains: Sequence[str], base: BaseModel, texts: Mapping | None, remedy: str = REMEDY
+) -> dict:
     """The document in a file, which must fit what it is used for.
 
     Args:
@@ -165,6 +172,7 @@ def read_detection(path: Path, domains: Sequence[str], base: BaseModel, texts: M
         domains: Domains of the run.
         base: The model of the run.
         texts: Raw texts of the training rows per domain; None leaves the check of the data out.
+        remedy: What to do about a file that does not fit.
 
     Raises:
         ValueError: Another kind of file, other domains, another model, or other data; the message says which.
@@ -176,12 +184,18 @@ def read_detection(path: Path, domains: Sequence[str], base: BaseModel, texts: M
         domains=domains,
         model_fingerprint=base.fingerprint(),
         data_fingerprints=None if texts is None else _fingerprints(texts),
+        remedy=remedy,
     )
     return document
 
 
 def with_detected_start(
-    config: VersaTuneConfig, domains: Sequence[str], base: BaseModel, texts: Callable[[], Mapping]
+    config: VersaTuneConfig,
+    domains: Sequence[str],
+    base: BaseModel,
+    texts: Callable[[], Mapping] | None,
+    logger: logging.Logger,
+    remedy: str = REMEDY,
 ) -> VersaTuneConfig:
     """The block with the proportions of its detection.json, which must fit the model, the domains and the data.
 
@@ -189,7 +203,10 @@ def with_detected_start(
         config: The `versatune:` block.
         domains: Domains of the run.
         base: Its model.
-        texts: Reads the raw texts of the training rows per domain, where the judge was fitted on them.
+        texts: Reads the raw texts of the training rows per domain, where the judge was fitted on them; None leaves
+            the check of the data out.
+        logger: Is told the start.
+        remedy: What to do about a file that does not fit.
 
     Raises:
         ValueError: The file is missing or does not fit; with all reasons and what to do.
@@ -200,7 +217,7 @@ def with_detected_start(
     if not file.exists():
         raise ValueError(f"versatune.initial_proportions: {file} does not exist; `versatune detect CONFIG` makes it")
     fitted_on = read_document(file, SCHEMA)["data"]
-    document = read_detection(file, domains, base, texts() if fitted_on else None)
+    document = read_detection(file, domains, base, texts() if texts and fitted_on else None, remedy)
     shares = ", ".join(f"{domain} {share:.3f}" for domain, share in document["proportions"].items())
     judge = document["judge"]["kind"]
     logger.info("start from %s (%s, %s texts): %s", file, judge, f"{document['num_judged']:,}", shares)
@@ -213,8 +230,8 @@ def _fingerprints(texts: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {domain: texts_fingerprint(rows) for domain, rows in texts.items()}
 
 
-def build_generator(settings: DetectionConfig, base: BaseModel) -> Generator:
-    """Samples from the base model, loaded here or served by an endpoint."""
+def build_generator(settings: DetectionConfig, base: BaseModel) -> tuple[Generator, str]:
+    """Samples from the base model, loaded here or served by an endpoint; and a sentence on what they start from."""
     from versatune_plugin.generation import LocalGenerator, start_token
 
     options = {
@@ -228,8 +245,7 @@ def build_generator(settings: DetectionConfig, base: BaseModel) -> Generator:
         from versatune_plugin.endpoint import EndpointGenerator
 
         token_id, _, sentence = start_token(base.load_tokenizer(), settings.start_token)
-        logger.info(sentence)
-        return EndpointGenerator(
+        generator = EndpointGenerator(
             base_url=settings.generator.endpoint,
             model=settings.generator.model or base.name,
             start_token_id=token_id,
@@ -237,10 +253,10 @@ def build_generator(settings: DetectionConfig, base: BaseModel) -> Generator:
             concurrency=settings.generator.concurrency,
             **options,
         )
+        return generator, sentence
     model, tokenizer = base.load()
     token_id, _, sentence = start_token(tokenizer, settings.start_token)
-    logger.info(sentence)
-    return LocalGenerator(
+    generator = LocalGenerator(
         model,
         tokenizer,
         name=base.name,
@@ -249,6 +265,7 @@ def build_generator(settings: DetectionConfig, base: BaseModel) -> Generator:
         batch_size=settings.batch_size,
         **options,
     )
+    return generator, sentence
 
 
 def build_judge(settings: DetectionConfig, texts: Mapping[str, Sequence[str]]) -> Judge:

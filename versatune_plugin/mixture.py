@@ -20,7 +20,7 @@ class Update:
     """One measurement and what followed from it; vectors have shape (num_domains,), in domain order."""
 
     losses: np.ndarray | None
-    """Nats per target token; None where the run has no probes."""
+    """Nats per target token (or byte); None where the run has no probes."""
     potential: np.ndarray | None
     forgetting: np.ndarray | None
     proportions_before: np.ndarray
@@ -36,7 +36,9 @@ class Mixture:
         domains: Names in their order.
         strategy: The rule for the next proportions.
         proportions: At the start; a vector in domain order or a mapping, sum 1.
-        reference_losses: Shape (num_domains,), nats per target token; None for strategies without need.
+        reference_losses: Shape (num_domains,), in the unit of the losses; None for strategies without need.
+        own_reference: Take as a domain's reference the lowest loss that this mixture has seen, the one at hand
+            included, so that potential is 0 at a new best. Ours, not the paper's.
     """
 
     def __init__(
@@ -45,13 +47,17 @@ class Mixture:
         strategy: Strategy,
         proportions,
         reference_losses: np.ndarray | None = None,
+        own_reference: bool = False,
     ) -> None:
         self.domains = check_domain_names(domains)
         self.strategy = strategy
         self.proportions = check_proportions(proportions, self.domains)
         self.reference_losses = None if reference_losses is None else np.array(reference_losses, np.float64)
+        self._own_reference = own_reference
         self._previous_losses: np.ndarray | None = None
-        if strategy.needs_reference_losses and reference_losses is None:
+        if own_reference and reference_losses is not None:
+            raise ValueError("a mixture takes reference losses or its own, not both")
+        if strategy.needs_reference_losses and reference_losses is None and not own_reference:
             raise ValueError(f"{type(strategy).__name__} needs reference losses")
         for domain, proportion in zip(self.domains, self.proportions, strict=True):
             if proportion == 0:
@@ -98,6 +104,9 @@ class Mixture:
                 proportions=before.copy(),
                 skipped=reason,
             )
+        if self._own_reference:
+            lowest = losses if self.reference_losses is None else self.reference_losses
+            self.reference_losses = np.minimum(lowest, losses)
         potential = None if self.reference_losses is None else learnable_potential(losses, self.reference_losses)
         forgetting = forgetting_degree(losses, self._previous_losses)
         if step is not None:
@@ -115,12 +124,13 @@ class Mixture:
         )
 
     def state_dict(self) -> dict:
-        """JSON-able state: the proportions in force and the last good losses."""
+        """JSON-able state: proportions in force, last good losses, and the lowest where they are the reference."""
         return {
             "version": STATE_VERSION,
             "domains": list(self.domains),
             "proportions": self.proportions.tolist(),
-            "previous_losses": None if self._previous_losses is None else self._previous_losses.tolist(),
+            "previous_losses": _listed(self._previous_losses),
+            "lowest_losses": _listed(self.reference_losses) if self._own_reference else None,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -134,5 +144,14 @@ class Mixture:
         if list(state["domains"]) != list(self.domains):
             raise ValueError(f"mixture state has domains {state['domains']}, this run has {list(self.domains)}")
         self.proportions = np.array(state["proportions"], dtype=np.float64)
-        previous = state["previous_losses"]
-        self._previous_losses = None if previous is None else np.array(previous, dtype=np.float64)
+        self._previous_losses = _vector(state["previous_losses"])
+        if self._own_reference:
+            self.reference_losses = _vector(state.get("lowest_losses"))  # none where the run had other references
+
+
+def _listed(vector: np.ndarray | None) -> list[float] | None:
+    return None if vector is None else vector.tolist()
+
+
+def _vector(values: list[float] | None) -> np.ndarray | None:
+    return None if values is None else np.array(values, dtype=np.float64)

@@ -1,5 +1,6 @@
 """VersaTunePlugin: each Axolotl hook calls one thing of this package; no arithmetic."""
 
+import copy
 import logging
 import math
 
@@ -26,6 +27,7 @@ class VersaTunePlugin(BasePlugin):
             if problems:
                 raise ValueError("versatune: " + "; ".join(problems))
             return
+        self._yaml = {key: value for key, value in _plain(cfg).items() if key != "axolotl_config_path"}
         axolotl_config.fill_in(cfg)
         loader_keys = ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory")
         if all(cfg.get(key) is None for key in loader_keys):
@@ -38,19 +40,30 @@ class VersaTunePlugin(BasePlugin):
         return "versatune_plugin.config.VersaTuneArgs"
 
     def load_datasets(self, cfg, preprocess: bool = False) -> TrainDatasetMeta | None:
-        """Every domain's rows, prepared by Axolotl's own code and concatenated in domain order."""
+        """Every domain's rows, prepared by Axolotl's own code and concatenated in domain order.
+
+        Before a training, measurements that the block names and that are missing are made, and their numbers take
+        the place of their files.
+        """
         if not self._acts(cfg):
             return None
+        from versatune_plugin import axolotl_measurements
         from versatune_plugin.axolotl_data import load_domains
-        from versatune_plugin.trainer_checks import check_domains_fit
+        from versatune_plugin.trainer_checks import check_domains_fit, update_interval
 
         self._refuse_other_trainers(cfg)
         config = block_of(cfg)
+        if not preprocess:
+            axolotl_measurements.make_what_is_missing(config, self._yaml)
         train, heldout = load_domains(cfg, config)
         check_domains_fit(config, train, heldout)
+        if not preprocess:
+            config = axolotl_measurements.with_measurements(config, cfg, self._yaml, train, heldout)
         num_samples = config.samples_per_epoch or sum(map(len, train.values()))
         num_steps = math.ceil(num_samples * cfg.num_epochs / cfg.batch_size)  # as Axolotl counts them
-        config.interval_in_steps(cfg.max_steps or num_steps)
+        if config.only_domain:  # a reference run is measured at the end of each epoch, so they have to be whole
+            num_steps = math.ceil(num_samples / cfg.batch_size) * math.ceil(cfg.num_epochs)
+        update_interval(config, cfg.max_steps or num_steps, num_samples, cfg.batch_size)
         self._config, self._train, self._heldout = config, train, heldout
         return TrainDatasetMeta(
             train_dataset=data.join(list(train.values())),
@@ -102,5 +115,9 @@ class VersaTunePlugin(BasePlugin):
 
 def block_of(cfg) -> VersaTuneConfig:
     """The typed block; Axolotl turns it into a dict in which missing keys read as None."""
-    block = cfg["versatune"]
-    return VersaTuneConfig.model_validate(block.to_dict() if hasattr(block, "to_dict") else dict(block))
+    return VersaTuneConfig.model_validate(_plain(cfg["versatune"]))
+
+
+def _plain(block) -> dict:
+    """A plain copy of a dict of Axolotl's or of a user's."""
+    return copy.deepcopy(block.to_dict() if hasattr(block, "to_dict") else dict(block))

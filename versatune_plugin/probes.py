@@ -1,15 +1,20 @@
 """Probes: per-domain loss of a model on fixed held-out rows, kept as sums so that ranks can add them.
 
 One pass over all domains in domain-pure batches of rows of similar length. The loss of a domain is the sum of its
-target-token losses over the number of its target tokens, both in float64.
+target-token losses over the number of its target tokens, both in float64; or, where it is compared with a model of
+another tokenizer, over the UTF-8 bytes of its target text.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from datasets import Dataset
+
+from versatune_plugin import data
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,58 @@ class Probes:
 def choose_rows(num_rows: int, num_wanted: int, seed: int) -> list[int]:
     """Positions of at most `num_wanted` rows out of `num_rows`, the same for the same seed, ascending."""
     return sorted(random.Random(seed).sample(range(num_rows), min(num_rows, num_wanted)))
+
+
+def describe(rows: Dataset, decode: Callable[[list[int]], str] | None) -> dict:
+    """What a domain's probe consists of, as plain JSON.
+
+    Args:
+        rows: The tokenised rows that are measured.
+        decode: Token numbers -> text without special tokens; None where the run has no tokenizer.
+
+    Returns:
+        ``rows``, ``target_tokens``, ``fingerprint`` (of tokens and labels); with a tokenizer also ``target_bytes``
+        (UTF-8 bytes of the target text, blanks around each row's left out) and digests of the text, blanks apart,
+        that do not depend on the tokenizer: ``row_texts`` of whole rows, ``target_texts`` of their targets.
+    """
+    facts = {"rows": len(rows), "target_tokens": data.num_targets(rows), "fingerprint": data.fingerprint(rows)}
+    if decode is None:
+        return facts
+    whole = [decode(row[data.TOKENS]) for row in rows]
+    targets = [decode(_target_tokens(row)) for row in rows]
+    return facts | {
+        "target_bytes": sum(len(text.strip().encode()) for text in targets),
+        "row_texts": _digest(whole),
+        "target_texts": _digest(targets),
+    }
+
+
+def same_rows(one: Mapping, other: Mapping) -> bool:
+    """Whether two descriptions are of rows with the same text, whatever their tokenizers.
+
+    A row's first token is no target, so that target texts differ where only one tokenizer has a start token; whole
+    rows differ where each tokenizer has a chat template of its own. Equal rows agree in at least one.
+    """
+    return any(one[key] == other[key] for key in ("row_texts", "target_texts"))
+
+
+def decoder(tokenizer) -> Callable[[list[int]], str] | None:
+    """Token numbers -> text without special tokens; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    return lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _target_tokens(row: Mapping) -> list[int]:
+    """Tokens with a loss: labels other than -100, from the second on."""
+    return [token for token in row.get(data.LABELS, row[data.TOKENS])[1:] if token != -100]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        digest.update("".join(text.split()).encode() + b"\0")
+    return digest.hexdigest()
 
 
 def build_probes(

@@ -3,15 +3,21 @@
 from datasets import Dataset
 from trl import SFTTrainer
 
-from versatune_plugin import data
-from versatune_plugin.trainer import VersaTuneMixin
-from versatune_plugin.trainer_checks import check_before_the_model, check_domains_fit
+from versatune_plugin import data, references
+from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.sft_detection import detected_start
+from versatune_plugin.sft_references import SFTReferences, on_main
+from versatune_plugin.trainer import VersaTuneMixin, visible_logger
+from versatune_plugin.trainer_checks import check_before_the_model, check_domains_fit, describe_model
 
 
 class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
     """TRL's `SFTTrainer`, drawing from a mixture; every domain may have its own row format.
 
     TRL prepares each domain on its own, so that rows it drops or shuffles stay in their domain.
+
+    Measurements that the block needs and whose files are missing are made first: the detected start where there is
+    one process, the reference losses (where the block has a `reference:`) in all processes.
 
     Args:
         train_dataset: Rows per domain in any format TRL takes: a dict of datasets, a DatasetDict, or one Dataset
@@ -25,6 +31,8 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
 
     def __init__(self, *args, train_dataset, eval_dataset=None, versatune, **kwargs) -> None:
         config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
+        config = detected_start(config, train, args, kwargs)
+        config, check_or_write = self._with_reference_losses(config, train, heldout, args, kwargs)
         self._raw_train, self._prepared_train = train, None
         super().__init__(
             *args, train_dataset=next(iter(train.values())), eval_dataset=heldout or None, versatune=None, **kwargs
@@ -35,6 +43,21 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         check_domains_fit(config, prepared, heldout, when=" left after TRL prepared them")
         self.train_dataset = data.join(list(prepared.values()))
         self.use_mixture(config, prepared, heldout)
+        check_or_write()
+
+    def _with_reference_losses(self, config: VersaTuneConfig, train: dict, heldout: dict, args: tuple, kwargs: dict):
+        """The block with its reference losses, read or measured, and what to do when the rows are prepared."""
+        path = config.references_file
+        if path is None:
+            return config, lambda: None
+        if config.reference is None or on_main(path.exists):
+            model = args[0] if args else kwargs["model"]
+            remedy = f"delete it and {references.runs_folder(path)}, and with a `reference:` it is made anew"
+            config, document = references.of_file(config, tuple(train), model, describe_model, remedy)
+            return config, lambda: self.check_rows_of(path, document, remedy)
+        runs = SFTReferences(config, train, heldout, args, kwargs, VersaTuneSFTTrainer, visible_logger())
+        runs.measure()
+        return runs.config, lambda: runs.write(self.data_fingerprints, self.probe_facts)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args, *rest) -> Dataset:
         """Prepare every domain where TRL asks for the train set (which it knows as the first domain's rows)."""

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,14 +15,44 @@ from accelerate.utils import broadcast
 from datasets import Dataset
 from transformers import Trainer
 
-from versatune_plugin import data
+from versatune_plugin import data, references
 from versatune_plugin.callback import VersaTuneCallback
 from versatune_plugin.checkpoints import whole_checkpoint
-from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.config import SELF, VersaTuneConfig
+from versatune_plugin.detection_run import BaseModel, with_detected_start
 from versatune_plugin.mixture import Mixture
-from versatune_plugin.probes import Probes, build_probes, choose_rows, num_target_tokens, sum_losses
+from versatune_plugin.probes import (
+    Probes,
+    build_probes,
+    choose_rows,
+    decoder,
+    describe,
+    num_target_tokens,
+    sum_losses,
+)
 from versatune_plugin.sampler import MixtureSampler
-from versatune_plugin.trainer_checks import check_arguments, check_before_the_model, num_steps
+from versatune_plugin.trainer_checks import (
+    check_arguments,
+    check_before_the_model,
+    describe_model,
+    num_steps,
+    update_interval,
+)
+
+_REMEDY = (
+    "give the numbers, reference_losses: {law: 1.21, ...}, or the right file, or use VersaTuneSFTTrainer, which makes "
+    "the file where the block has a `reference:`"
+)
+
+# Keys of the block that say where a run's numbers come from, not what it does with them
+_NOT_OF_THE_RUN = {
+    "domains",
+    "domain_column",
+    "dataset_domains",
+    "test_dataset_domains",
+    "detection",
+    "reference",
+}
 
 
 class VersaTuneMixin:
@@ -40,14 +71,24 @@ class VersaTuneMixin:
     mixture_sampler: MixtureSampler | None = None
     resumed_from: str | None = None
     """The checkpoint that the run goes on from."""
+    probe_facts: dict[str, dict] | None = None
+    """What each domain's probe consists of (see `probes.describe`); None in a run without probes."""
 
     def __init__(self, *args, train_dataset=None, eval_dataset=None, versatune=None, **kwargs) -> None:
         if versatune is None:  # the Axolotl plugin brings the mixture after construction
             super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
             return
         config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
+        model = args[0] if args else kwargs.get("model")
+        name = describe_model(model)["name"]
+        config = with_detected_start(config, tuple(train), BaseModel(name), None, visible_logger())
+        path, document = config.references_file, None
+        if path is not None:
+            config, document = references.of_file(config, tuple(train), model, describe_model, _REMEDY)
         super().__init__(*args, train_dataset=data.join(list(train.values())), eval_dataset=heldout, **kwargs)
         self.use_mixture(config, train, heldout)
+        if document is not None:
+            self.check_rows_of(path, document, _REMEDY)
 
     def use_mixture(
         self,
@@ -68,11 +109,14 @@ class VersaTuneMixin:
         self._versatune = config
         self._num_rows_by_domain = {domain: len(rows) for domain, rows in train.items()}
         block_size = self.get_total_train_batch_size(self.args)
-        interval = config.interval_in_steps(num_steps(self.args, self._num_samples(), block_size))
+        interval = update_interval(
+            config, num_steps(self.args, self._num_samples(), block_size), self._num_samples(), block_size
+        )
         num_probe_rows = config.probe_rows(len(train), interval, block_size)
         self._probes = self._build_probes(heldout, num_probe_rows) if num_probe_rows else None
         domains = tuple(train)
-        fingerprints = {f"training rows of {domain!r}": data.fingerprint(rows) for domain, rows in train.items()}
+        self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
+        fingerprints = {f"training rows of {domain!r}": value for domain, value in self.data_fingerprints.items()}
         fingerprints |= {f"held-out rows of {domain!r}": data.fingerprint(rows) for domain, rows in heldout.items()}
         self.add_callback(
             VersaTuneCallback(
@@ -82,13 +126,26 @@ class VersaTuneMixin:
                     config.build_strategy(),
                     config.initial_vector(self._num_rows_by_domain),
                     config.reference_vector(domains),
+                    own_reference=config.reference_losses == SELF,
                 ),
-                config.interval_in_steps,
+                lambda steps: update_interval(config, steps, self._num_samples(), block_size),
                 fingerprints,
-                config.model_dump(exclude={"domains", "domain_column", "dataset_domains", "test_dataset_domains"}),
+                config.model_dump(exclude=_NOT_OF_THE_RUN),
                 logger or visible_logger(),
+                stop_when_rising=bool(config.only_domain and config.reference.stop_when_rising),
             )
         )
+
+    def check_rows_of(self, path: Path, document: dict, remedy: str) -> None:
+        """Check that the rows of a references.json are those of this run.
+
+        Raises:
+            ValueError: They are not; every domain with other rows is named.
+        """
+        problems = references.row_misfits(document, self.data_fingerprints, self.probe_facts)
+        references.refuse(path, document, problems, remedy)
+        if self.is_world_process_zero():
+            visible_logger().info(references.summary(document, path))
 
     # The host's hooks
 
@@ -108,14 +165,26 @@ class VersaTuneMixin:
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the host's, but a checkpoint that was cut off while it was written is passed over, and said so."""
-        self.resumed_from = whole_checkpoint(resume_from_checkpoint, self.args)
+        try:
+            self.resumed_from = whole_checkpoint(resume_from_checkpoint, self.args)
+        except ValueError:
+            if not (self.__dict__.get("_versatune") and self._versatune.only_domain):
+                raise
+            visible_logger().warning("the reference run has no whole checkpoint: it starts from the beginning")
+            self.resumed_from = None
         return super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
 
     # What the callback needs
 
+    @property
+    def loss_unit(self) -> str:
+        """``"token"`` or ``"byte"``: what a loss is the mean over."""
+        return self._versatune.loss_unit
+
     def probe_losses(self) -> tuple[np.ndarray, float] | None:
         """Loss of each domain on its probe, float64, shape (num_domains,), the same on all ranks; and the seconds.
 
+        In nats per target token, or per byte of target text where the block says so.
         None in a run without probes. The model is the wrapped one that trains, in eval mode; no random number
         is drawn.
         """
@@ -132,6 +201,8 @@ class VersaTuneMixin:
         if self.args.world_size > 1:
             total = self.accelerator.reduce(torch.tensor(sums, device=self.args.device), reduction="sum")
             sums = broadcast(total).cpu().numpy()
+        if self.loss_unit == "byte":
+            sums[1] = [facts["target_bytes"] for facts in self.probe_facts.values()]
         with np.errstate(invalid="ignore", divide="ignore"):
             return sums[0] / sums[1], time.perf_counter() - began
 
@@ -167,6 +238,10 @@ class VersaTuneMixin:
         empty = [domain for domain, probe in rows.items() if data.num_targets(probe) == 0]
         if empty:
             raise ValueError(f"the held-out rows of {', '.join(map(repr, empty))} have no target token to measure")
+        decode = decoder(getattr(self, "processing_class", None))
+        if decode is None and self.loss_unit == "byte":
+            raise ValueError("losses per byte need the text of the rows: give the trainer a `processing_class`")
+        self.probe_facts = {domain: describe(probe, decode) for domain, probe in rows.items()}
         lengths = {domain: data.token_counts(probe).tolist() for domain, probe in rows.items()}
         return build_probes(
             {domain: list(probe) for domain, probe in rows.items()},

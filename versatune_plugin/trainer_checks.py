@@ -63,8 +63,32 @@ def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, 
         check_arguments(training_args)
         rows_per_step = training_args.train_batch_size * training_args.gradient_accumulation_steps
         num_samples = config.samples_per_epoch or sum(map(len, train.values()))
-        config.interval_in_steps(num_steps(training_args, num_samples, rows_per_step * training_args.world_size))
+        block_size = rows_per_step * training_args.world_size
+        update_interval(config, num_steps(training_args, num_samples, block_size), num_samples, block_size)
     return config, train, heldout
+
+
+def update_interval(config: VersaTuneConfig, num_steps: int, num_samples: int, block_size: int) -> int:
+    """Optimizer steps between two updates; in a reference run, which measures after every epoch, those of an epoch.
+
+    Args:
+        config: The block.
+        num_steps: Optimizer steps of the run.
+        num_samples: Rows drawn per epoch.
+        block_size: Rows per optimizer step.
+
+    Raises:
+        ValueError: The interval is longer than the run.
+    """
+    return math.ceil(num_samples / block_size) if config.only_domain else config.interval_in_steps(num_steps)
+
+
+def describe_model(model) -> dict:
+    """Name and fingerprint of a model, given by name or as an object; without a name, one it never had."""
+    from versatune_plugin.generation import model_fingerprint
+
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    return {"name": name, "fingerprint": model_fingerprint(name) if name else None}
 
 
 def num_steps(args, num_samples: int, block_size: int) -> int:

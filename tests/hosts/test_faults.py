@@ -158,7 +158,7 @@ def train_on_a_full_disk(workspace: str, folder: str, bytes_free: int, free_from
 
 
 def test_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_line(workspace, tmp_path, whole):
-    assert runs.apart(train_on_a_full_disk, str(workspace), str(tmp_path), 2000, 10) == 0
+    assert runs.apart(train_on_a_full_disk, str(workspace), str(tmp_path), 2800, 10) == 0
     assert runs.history(tmp_path) == whole[2]
     assert runs.stream(tmp_path) == whole[1]
     said = [message for message in json.loads((tmp_path / "said.json").read_text()) if "wait in memory" in message]
@@ -497,7 +497,7 @@ MISTAKES = {
         {"reference_losses": dict.fromkeys([*DOMAINS, "medicin"], 2.0)},
         "reference_losses names an unknown domain 'medicin'; did you mean 'medicine'?",
     ),
-    "no reference losses": ({}, {"reference_losses": None}, "strategy 'versatune' needs a reference loss per domain"),
+    "no reference losses": ({}, {"reference_losses": None}, "strategy 'versatune' needs a loss per domain"),
     "proportions of an unknown domain": (
         {},
         {"initial_proportions": {"law": 0.5, "medicine": 0.3, "cod": 0.2}},

@@ -239,7 +239,7 @@ def test_the_yaml_names_existing_files_and_every_domain_everywhere(workspace):
         for dataset in config[key]:
             assert dataset["path"] == f"data/{dataset['domain']}/{split}.jsonl"
             assert (workspace / dataset["path"]).exists()
-    assert list(config["versatune"]["reference_losses"]) == list(DOMAINS)
+    assert config["versatune"]["reference"]["model"] == config["base_model"]
     assert config["versatune"]["probe"]["rows_per_domain"] <= NUM_HELD_OUT
     assert config["max_steps"] % config["versatune"]["update_interval"] == 0
 

@@ -1,0 +1,94 @@
+"""What an Axolotl run needs measured first: the detected start and the reference losses, made, read and checked."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from versatune_plugin import detection_run, references
+from versatune_plugin.axolotl_references import Rows, remedy, without_launcher
+from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.history import write_atomically
+from versatune_plugin.trainer_checks import describe_model
+
+logger = logging.getLogger("axolotl.versatune")
+
+
+def make_what_is_missing(config: VersaTuneConfig, raw: Mapping) -> None:
+    """Where a file that the block needs is missing, have it made: as one process here, under several by the user.
+
+    Args:
+        config: The block.
+        raw: The YAML as the user wrote it, with what the command line changed.
+
+    Raises:
+        RuntimeError: It cannot be made here; the message gives the command.
+    """
+    missing = {
+        action: file
+        for action, file in (("detect", config.detection_file), ("references", config.references_file))
+        if file is not None and not file.exists()
+    }
+    if "references" in missing and config.reference is None:
+        raise RuntimeError(
+            f"versatune.reference_losses: {missing['references']} does not exist; give the numbers, the right path, or "
+            "`reference: {model: ...}` to make it with"
+        )
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if missing and num_processes > 1:
+        commands = [f"axolotl versatune-{action} {_config_in_arguments()}" for action in missing]
+        if "references" in missing:
+            commands[-1] += f" --launcher torchrun -- --nproc_per_node {num_processes}"
+        files = " and ".join(map(str, missing.values()))
+        raise RuntimeError(f"versatune needs {files}; make it first, as one process: {' && '.join(commands)}")
+    for action, file in missing.items():
+        _make(action, file, raw)
+
+
+def _make(action: str, file: Path, raw: Mapping) -> None:
+    """Run our own command on the YAML in a process of its own, which leaves this one as if the file had been there."""
+    path = file.with_suffix(".yml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
+    logger.info("%s does not exist: making it first, as `axolotl versatune-%s %s` does", file, action, path)
+    command = [sys.executable, "-m", "versatune_plugin.cli", action, str(path)]
+    finished = subprocess.run(command, env=without_launcher(os.environ), check=False)
+    if finished.returncode:
+        raise RuntimeError(f"{file} could not be made (status {finished.returncode}): what was said stands above")
+
+
+def with_measurements(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping, heldout: Mapping) -> VersaTuneConfig:
+    """The block with the numbers of its files, which must fit the model and the rows of this run.
+
+    Args:
+        config: The block.
+        cfg: Axolotl's config.
+        raw: The YAML as the user wrote it.
+        train: Training rows per domain.
+        heldout: Held-out rows per domain.
+
+    Raises:
+        ValueError: A file does not fit; with all reasons and what to do.
+    """
+    domains, base = tuple(train), detection_run.base_model_of(raw)
+    config = detection_run.with_detected_start(
+        config, domains, base, lambda: detection_run.texts_of(raw, config), logger
+    )
+    file = config.references_file
+    if file is None:
+        return config
+    command = remedy(_config_in_arguments())
+    config, document = references.of_file(config, domains, cfg.base_model, describe_model, command)
+    rows = Rows.of(train, heldout, config.probe.rows_per_domain, cfg.seed)
+    references.refuse(file, document, references.row_misfits(document, rows.data, rows.probe), command)
+    logger.info(references.summary(document, file))
+    return config
+
+
+def _config_in_arguments() -> str:
+    """The YAML's path as it stands on the command line, or the word CONFIG."""
+    return next((word for word in sys.argv[1:] if word.endswith((".yml", ".yaml"))), "CONFIG")

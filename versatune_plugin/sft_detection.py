@@ -1,0 +1,59 @@
+"""The detected start of a TRL script: read from its file, or as a single process measured before the run."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+
+from accelerate import PartialState
+from transformers import AutoTokenizer
+
+from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.detection_report import format_detection
+from versatune_plugin.detection_run import BaseModel, make_detection, with_detected_start
+from versatune_plugin.sft_references import on_main, random_state_kept
+from versatune_plugin.texts import row_texts
+from versatune_plugin.trainer import visible_logger
+
+
+def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs: Mapping) -> VersaTuneConfig:
+    """The block with the proportions of its detection.json, which is made if it is not there.
+
+    Args:
+        config: The `versatune:` block.
+        train: Training rows per domain, as the user gave them.
+        args: The trainer's positional arguments.
+        kwargs: Its other keyword arguments.
+
+    Raises:
+        RuntimeError: The file is missing and this is one of several processes.
+        ValueError: The file does not fit; with all reasons and what to do.
+    """
+    file = config.detection_file
+    if file is None:
+        return config
+    logger = visible_logger()
+    texts = {domain: row_texts(rows) for domain, rows in train.items()}
+    base = _base_model(*args, **kwargs)
+    if not on_main(file.exists):
+        if PartialState().num_processes > 1:
+            script = shlex.join(["python", *sys.argv])
+            raise RuntimeError(
+                f"versatune.initial_proportions: {file} does not exist; make it in one process first: start this "
+                f"script without its launcher ({script}) until it says that training starts"
+            )
+        logger.info("%s does not exist: measuring what the model knows first", file)
+        with random_state_kept():
+            document = make_detection(config, file, base, texts)
+        logger.info("%s\n%s", file, format_detection(document))
+    remedy = f"Delete {file}, and it is made anew"
+    return with_detected_start(config, tuple(train), base, lambda: texts, logger, remedy)
+
+
+def _base_model(model, args=None, *_, processing_class=None, **__) -> BaseModel:
+    """The model that the trainer was given: a name, which is loaded for the detection alone, or a loaded one."""
+    if isinstance(model, str):
+        options = dict(getattr(args, "model_init_kwargs", None) or {})
+        known = ("dtype", "revision", "trust_remote_code", "attn_implementation")
+        return BaseModel(model, {"dtype": "auto"} | {key: options[key] for key in known if key in options})
+    name = getattr(model.config, "_name_or_path", "")
+    return BaseModel(name, loaded=(model, processing_class or AutoTokenizer.from_pretrained(name)))
