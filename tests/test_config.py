@@ -383,6 +383,14 @@ def test_empty_initial_proportions_are_a_mistake(strategy, empty):
     assert [line.split(":")[0] for line in lines] == ["versatune.initial_proportions"]
 
 
+def test_a_key_put_into_the_yaml_by_mistake_is_not_shown():
+    judge = {"endpoint": "http://a/v1", "api_key": "sk-1234", "api_key_env": "sk-5678"}
+    lines = mistakes(detection={"judge": judge}, reference={"password": "sk-9"})
+    assert len(lines) == 5
+    assert "api_key: unknown key; did you mean 'api_key_env'? (given: '(not shown)')" in lines[0]
+    assert not [line for line in lines if "sk-" in line]
+
+
 def test_a_line_shows_what_was_given():
     assert mistakes(sigma=-1)[0].endswith("(given: -1)")
 

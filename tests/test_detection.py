@@ -105,7 +105,7 @@ def test_an_iteration_that_was_cut_short_weighs_less_and_is_left_out_of_the_spre
     summary = summarise(make_samples(1, 1, 1), np.stack([law, 1 - law], 1), ["law", "code"], 2, "samples", seed=0)
     assert summary["proportions"]["law"] == pytest.approx(1.7 / 3)
     assert [p["law"] for p in summary["by_count"]["samples"]["per_iteration"]] == pytest.approx([0.7, 0.3])
-    assert summary["by_count"]["samples"]["spread"] == {"law": 0.0, "code": 0.0}
+    assert summary["by_count"]["samples"]["spread"] is None
 
 
 def test_empty_texts_and_texts_without_an_answer_are_counted_and_left_out():
@@ -529,19 +529,25 @@ def test_a_disk_that_becomes_full_is_an_error_and_the_same_command_goes_on_from_
 # --- does it fit? -------------------------------------------------------------------------------------------
 
 
+MODEL = {"name": "words", "fingerprint": "f00d"}
+
+
 def check(document, **given):
-    check_detection(document, path="out/detection.json", **{"domains": DOMAINS, "remedy": "Do it again", **given})
+    given = {"domains": DOMAINS, "model": MODEL, "remedy": "Do it again", **given}
+    check_detection({"base_model": MODEL, **document}, path="out/detection.json", **given)
 
 
 def test_a_detection_of_the_same_domains_model_and_data_fits(detection):
     document = detection[0] | {"data": {"law": "1"}}
     check(document)
-    check(document, domains=DOMAINS[::-1], model_fingerprint="f00d", data_fingerprints={"law": "1", "code": "2"})
-    check(document | {"base_model": {"name": "base", "fingerprint": "cafe"}}, model_fingerprint="cafe")
+    check(document, domains=DOMAINS[::-1], data_fingerprints={"law": "1", "code": "2"})
+    check(document, model={"name": "elsewhere/words", "fingerprint": "f00d"})
 
 
-def test_a_model_without_a_fingerprint_cannot_be_compared(detection):
-    check(detection[0] | {"model": {"name": "served"}}, model_fingerprint="f00d")
+def test_a_model_without_a_fingerprint_is_compared_by_its_name(detection):
+    check(detection[0], model={"name": "words", "fingerprint": None})
+    with pytest.raises(ValueError, match="a different model"):
+        check(detection[0], model={"name": "other", "fingerprint": None})
 
 
 @pytest.mark.parametrize(
@@ -552,14 +558,17 @@ def test_a_model_without_a_fingerprint_cannot_be_compared(detection):
             ["out/detection.json names an unknown domain 'code'; did you mean 'coding'?", "no value for domain"],
         ),
         (
-            {"model_fingerprint": "beef"},
-            ["out/detection.json was measured on a different model (words, fingerprint f00d)"],
+            {"model": {"name": "words", "fingerprint": "beef"}},
+            ["out/detection.json was measured on a different model (words, fingerprint f00d; this one: words, finge"],
         ),
         (
             {"data_fingerprints": {"law": "2", "medicine": "1", "code": "2"}},
             ["the data of 'law', 'code' has changed since out/detection.json was measured"],
         ),
-        ({"domains": ("law",), "model_fingerprint": "beef"}, ["unknown domain 'medicine'", "a different model"]),
+        (
+            {"domains": ("law",), "model": {"name": "words", "fingerprint": "beef"}},
+            ["unknown domain 'medicine'", "a different model"],
+        ),
     ],
     ids=["domains", "model", "data", "all at once"],
 )

@@ -128,6 +128,35 @@ def texts_of(folder: Path) -> dict:
     return {d: row_texts(load_dataset("json", data_files=file, split="train")) for d, file in files.items()}
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"count": "tokens"}, "count was 'samples', is now 'tokens'"),
+        ({"num_samples": 96, "seed": 1}, "num_samples was 64, is now 96; seed was 0, is now 1"),
+        ({"judge": {"endpoint": "http://a/v1", "model": "m"}}, "judge.model was None, is now 'm'"),
+    ],
+)
+def test_a_file_made_with_other_settings_is_refused(here, changes, said):
+    versatune("detect", write_yaml(here))
+    status, output = versatune("detect", write_yaml(here, DETECTION | changes))
+    assert status == 1
+    assert f"was made with other settings: {said}" in output
+    assert "--refresh" in output
+
+
+def test_pace_and_place_of_an_endpoint_are_no_other_settings(here):
+    versatune("detect", write_yaml(here))
+    assert versatune("detect", write_yaml(here, DETECTION | {"judge": {"concurrency": 2}}))[0] == 0
+
+
+def test_a_revision_is_part_of_what_a_model_is(monkeypatch):
+    seen = []
+    monkeypatch.setattr("versatune_plugin.generation.model_fingerprint", lambda *given: seen.append(given) or "f")
+    base = base_model_of({"base_model": "org/m", "revision_of_model": "v2", "lora_model_dir": "adapter"})
+    assert base.fingerprint() == "f+f"
+    assert seen == [("org/m", "v2"), ("adapter", None)]
+
+
 def test_a_missing_file_is_an_error_that_names_the_command(here):
     config = VersaTuneConfig(initial_proportions="detected", reference_losses="self")
     with pytest.raises(ValueError, match=r"detection\.json does not exist; `versatune detect CONFIG` makes it"):

@@ -99,6 +99,10 @@ def test_files_named_in_the_readme_exist():
     assert not missing
 
 
+def test_readme_has_no_place_left_to_fill():
+    assert "@@" not in README
+
+
 def test_readme_commands_are_make_targets():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in ("quickstart", "test"):
@@ -141,8 +145,15 @@ def test_trl_example_runs(workspace, tmp_path):
     arguments = f"--data {workspace}/data --model_name_or_path {workspace}/model --output_dir {tmp_path}/out"
     arguments += " --max_steps 5 --max_length 64 --use_cpu --bf16 false --report_to none --save_strategy no"
     finished = subprocess.run(
-        [sys.executable, str(script), *arguments.split()], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(script), *arguments.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "reference code 1/3: 1 epoch(s)" in finished.stderr
+    assert (tmp_path / "versatune" / "references.json").exists()
     assert "[versatune] step 5/5 | code " in finished.stderr
     assert all(f"\n{domain} " in finished.stderr for domain in DOMAINS)

@@ -34,8 +34,9 @@ def test_a_rows_text_is_what_was_said_and_not_where_it_comes_from(row, text):
 
 def test_columns_that_the_entry_names_hold_text_too(tmp_path):
     path = write_jsonl(tmp_path / "law.jsonl", [{"frage": "Wer?", "text": "Ich.", "id": "x"}])
-    entry = {"path": str(path), "ds_type": "json", "field_instruction": "frage"}
-    assert texts_by_domain([entry], ["law"], None) == {"law": ["Wer?\nIch."]}
+    entry = {"path": str(path), "ds_type": "json"}
+    for named in ({"field_instruction": "frage"}, {"type": {"field_instruction": "frage", "format": "{instruction}"}}):
+        assert texts_by_domain([entry | named], ["law"], None) == {"law": ["Wer?\nIch."]}
 
 
 def test_several_entries_make_one_domain_and_a_column_makes_several(tmp_path):

@@ -51,7 +51,7 @@ def make_what_is_missing(config: VersaTuneConfig, raw: Mapping) -> None:
 
 def _make(action: str, file: Path, raw: Mapping) -> None:
     """Run our own command on the YAML in a process of its own, which leaves this one as if the file had been there."""
-    path = file.with_suffix(".yml")
+    path = file.with_suffix(".made-with.yml")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
     logger.info("%s does not exist: making it first, as `axolotl versatune-%s %s` does", file, action, path)
@@ -82,7 +82,11 @@ def with_measurements(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping
     if file is None:
         return config
     command = remedy(_config_in_arguments())
-    config, document = references.of_file(config, domains, cfg.base_model, describe_model, command)
+
+    def describe(model: str) -> dict:
+        return describe_model(model, cfg.revision_of_model if model == cfg.base_model else None)
+
+    config, document = references.of_file(config, domains, cfg.base_model, describe, command)
     rows = Rows.of(train, heldout, config.probe.rows_per_domain, cfg.seed)
     references.refuse(file, document, references.row_misfits(document, rows.data, rows.probe), command)
     logger.info(references.summary(document, file))

@@ -1,5 +1,6 @@
 """Pydantic blocks that report every mistake at once; an unknown key comes with the nearest valid name."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,19 @@ Problem = tuple[tuple[str, ...], str]
 """Where (path of keys below the block) and what is wrong."""
 
 
+_SECRET = re.compile(r"api_?key|secret|password|passwd|bearer|credential|access_?token|hf_?token", re.IGNORECASE)
+
+
 def _error(where: tuple, message: str, given: Any) -> InitErrorDetails:
-    return InitErrorDetails(
-        type=PydanticCustomError("versatune", "{message}", {"message": message}), loc=where, input=given
-    )
+    kind = PydanticCustomError("versatune", "{message}", {"message": message})
+    return InitErrorDetails(type=kind, loc=where, input=_without_secrets(given, where[-1] if where else ""))
+
+
+def _without_secrets(given: Any, key: Any = "") -> Any:
+    """What was given, as it may be shown in an error: a key put into the YAML by mistake stays out of the log."""
+    if isinstance(given, Mapping):
+        return {name: _without_secrets(value, name) for name, value in given.items()}
+    return "(not shown)" if _SECRET.search(str(key)) else given
 
 
 def _without_tag(where: tuple) -> tuple:

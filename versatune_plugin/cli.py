@@ -61,6 +61,7 @@ def detect(files: tuple[Path, ...], refresh: bool, show: bool, compare: bool, pl
             _show_only_our_progress()
             document, file = detection_run.detect_from_yaml(files[0], refresh, click.echo)
             documents = {str(file): document}
+            click.echo(f"samples and judgements are kept in {detection_run.cache_folder(file)}")
         for name, document in documents.items():
             click.echo(f"{name}: {document['base_model']['name']}\n{format_detection(document)}")
         if show and not compare:
@@ -91,7 +92,7 @@ def _readable_errors():
     """What a user can mend ends in one message instead of a traceback."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
         raise click.ClickException(str(error)) from error
 
 

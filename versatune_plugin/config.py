@@ -43,6 +43,7 @@ _PROBE_ROWS = (8, 128)
 _FORWARDS_PER_TRAINED_ROW = 2
 
 _START_NAMES = ("detected", "uniform", "proportional")
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"  # a key itself, put there by mistake, is mostly none
 SELF = "self"
 """Stands for the lowest loss that the run itself has reached so far."""
 DETECTION_FILE = Path("versatune/detection.json")
@@ -81,7 +82,7 @@ class GeneratorConfig(Block):
 
     endpoint: str = Field(min_length=1, description="Base URL, such as http://localhost:8000/v1.")
     model: str | None = Field(None, description="The base model's name there. Default: the YAML's base_model.")
-    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key, if one is needed.")
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=_VARIABLE, description="Environment variable with the key.")
     concurrency: int = Field(32, ge=1, strict=True, description="Requests in flight.")
 
 
@@ -94,7 +95,7 @@ class JudgeConfig(Block):
 
     endpoint: str | None = Field(None, min_length=1, description="Base URL, such as http://localhost:8000/v1.")
     model: str | None = Field(None, min_length=1, description="Name of the model at the endpoint, or a local model.")
-    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key, if one is needed.")
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=_VARIABLE, description="Environment variable with the key.")
     concurrency: int = Field(32, ge=1, strict=True, description="Requests in flight at the endpoint.")
     requests_per_minute: int | None = Field(None, ge=1, strict=True, description="Limit at the endpoint.")
     max_text_tokens: int = Field(512, ge=16, strict=True, description="A sampled text is cut off after so many tokens.")
@@ -102,7 +103,7 @@ class JudgeConfig(Block):
     label_shift_correction: bool = Field(
         False,
         strict=True,
-        description="Correct the classifier's mean by its confusion matrix: helps on real, hurts on generated text.",
+        description="Correct the classifier's mean by its confusion matrix; hardly helps on generated text.",
     )
 
     def problems(self) -> list[Problem]:

@@ -405,7 +405,7 @@ def _weights(samples: Sequence[Sample], count: str) -> np.ndarray:
 
 
 def _distribution(probabilities, weights, judged, domains, per_iteration, seed, correct) -> dict:
-    """Proportions, intervals, proportions of each iteration, and their spread, by domain."""
+    """Proportions, intervals, proportions of each iteration, and their spread (None below two whole ones)."""
 
     def by_domain(vector) -> dict:
         return dict(zip(domains, np.asarray(vector).tolist(), strict=True))
@@ -424,7 +424,7 @@ def _distribution(probabilities, weights, judged, domains, per_iteration, seed, 
         "proportions": by_domain(proportions_of(judged)),
         "intervals": by_domain(np.stack([low, high], axis=1)),
         "per_iteration": [by_domain(vector) for vector in each.values()],
-        "spread": by_domain(np.ptp(whole, axis=0) if whole else np.zeros(len(domains))),
+        "spread": by_domain(np.ptp(whole, axis=0)) if len(whole) > 1 else None,
     }
 
 
@@ -436,18 +436,17 @@ def check_detection(
     *,
     path: str | os.PathLike,
     domains: Sequence[str],
-    model_fingerprint: str | None = None,
+    model: Mapping[str, str | None],
     data_fingerprints: Mapping[str, str] | None = None,
     remedy: str,
 ) -> None:
     """Refuse a detection of other domains, of another model, or of data that has changed since.
 
     Args:
-        document: detection.json as read. Where it has a `base_model` (name and fingerprint), that is compared; else
-            the generator's own `model`.
+        document: detection.json as read, with its `base_model` (name and fingerprint).
         path: Where it was read from, for the message.
         domains: The domains of the run that wants to use it, in any order.
-        model_fingerprint: Of the run's model; not compared where either side has none (a model behind an endpoint).
+        model: Name and fingerprint of the run's model; where either side has no fingerprint, the names are compared.
         data_fingerprints: Of the run's data, by domain; compared for the domains that both sides have.
         remedy: What to do about it, for the message.
 
@@ -455,11 +454,11 @@ def check_detection(
         ValueError: What does not fit, all of it together, and how to make it fit.
     """
     problems = misfits(document["domains"], domains, str(path))
-    model = document.get("base_model") or document["model"]
-    measured = model.get("fingerprint")
-    if model_fingerprint and measured and model_fingerprint != measured:
-        name = model.get("name") or model.get("model")
-        problems.append(f"{path} was measured on a different model ({name}, fingerprint {measured})")
+    measured = document["base_model"]
+    compared = "fingerprint" if measured["fingerprint"] and model["fingerprint"] else "name"
+    if measured[compared] != model[compared]:
+        was, now = (f"{given['name']}, fingerprint {given['fingerprint']}" for given in (measured, model))
+        problems.append(f"{path} was measured on a different model ({was}; this one: {now})")
     changed = [
         domain
         for domain, fingerprint in (data_fingerprints or {}).items()

@@ -27,7 +27,6 @@ def format_detection(document: dict) -> str:
     count = document["count"]
     other = next(name for name in document["by_count"] if name != count)
     used = document["by_count"][count]
-    several = document["num_samples"] // document["settings"]["num_samples"] > 1
     table = [("domain", "proportion", "95 % interval", "spread", f"by {other}")]
     for domain, (low, high) in document["intervals"].items():
         table.append(
@@ -35,7 +34,7 @@ def format_detection(document: dict) -> str:
                 domain,
                 f"{document['proportions'][domain]:.3f}",
                 f"{low:.3f} - {high:.3f}",
-                f"{used['spread'][domain]:.3f}" if several else "-",
+                f"{used['spread'][domain]:.3f}" if used["spread"] else "-",
                 f"{document['by_count'][other]['proportions'][domain]:.3f}",
             )
         )

@@ -14,6 +14,8 @@ from versatune_plugin.detection import SCHEMA, Generator, check_detection, detec
 from versatune_plugin.documents import read_document, write_document
 from versatune_plugin.judges import Judge
 
+# Of an endpoint: the same model gives the same answers elsewhere, and at another pace
+_OF_THE_TRANSPORT = ("endpoint", "api_key_env", "concurrency", "requests_per_minute")
 REMEDY = "Measure again: `versatune detect CONFIG --refresh`"
 
 
@@ -27,6 +29,10 @@ class BaseModel:
     """Keyword arguments of `generation.load_causal_lm`."""
     loaded: tuple | None = None
     """Model and tokenizer, where they are loaded already."""
+
+    def description(self) -> dict:
+        """Name and fingerprint."""
+        return {"name": self.name, "fingerprint": self.fingerprint()}
 
     def load(self) -> tuple:
         """Model and tokenizer."""
@@ -47,7 +53,8 @@ class BaseModel:
         """Changes with the weights; None where that cannot be told (a hub model that is not in the cache)."""
         from versatune_plugin.generation import model_fingerprint
 
-        parts = [model_fingerprint(name) for name in (self.name, self.options.get("adapter")) if name]
+        named = {self.name: self.options.get("revision"), self.options.get("adapter"): None}
+        parts = [model_fingerprint(name, revision) for name, revision in named.items() if name]
         return "+".join(parts) if parts and None not in parts else None
 
 
@@ -121,7 +128,7 @@ def detect_from_yaml(path: Path, refresh: bool, say: Callable[[str], None]) -> t
     file = config.detection_file or DETECTION_FILE
     base, texts = base_model_of(cfg), texts_of(cfg, config)
     if file.exists() and not refresh:
-        document = read_detection(file, tuple(texts), base, texts)
+        document = read_detection(file, tuple(texts), base, texts, config.detection)
         say(f"{file} is there and fits: nothing to do (--refresh makes it anew)")
         return document, file
     return make_detection(config, file, base, texts), file
@@ -151,8 +158,9 @@ def make_detection(config: VersaTuneConfig, file: Path, base: BaseModel, texts: 
         correct=_correction(judge) if settings.judge.label_shift_correction else None,
         data_fingerprints=None if settings.judge.model else _fingerprints(texts),
     )
-    document["base_model"] = {"name": base.name, "fingerprint": base.fingerprint()}
+    document["base_model"] = base.description()
     document["start"] = start
+    document["asked"] = _asked(settings)
     write_document(file, SCHEMA, document)
     return document
 
@@ -163,7 +171,12 @@ def cache_folder(file: Path) -> Path:
 
 
 def read_detection(
-    path: Path, domains: Sequence[str], base: BaseModel, texts: Mapping | None, remedy: str = REMEDY
+    path: Path,
+    domains: Sequence[str],
+    base: BaseModel,
+    texts: Mapping | None,
+    asked: DetectionConfig | None,
+    remedy: str = REMEDY,
 ) -> dict:
     """The document in a file, which must fit what it is used for.
 
@@ -172,21 +185,36 @@ def read_detection(
         domains: Domains of the run.
         base: The model of the run.
         texts: Raw texts of the training rows per domain; None leaves the check of the data out.
+        asked: The `detection:` block of the run; None leaves the check of the settings out.
         remedy: What to do about a file that does not fit.
 
     Raises:
-        ValueError: Another kind of file, other domains, another model, or other data; the message says which.
+        ValueError: Another kind of file, other domains, another model, other data or other settings; the message says
+            which.
     """
     document = read_document(path, SCHEMA)
     check_detection(
         document,
         path=path,
         domains=domains,
-        model_fingerprint=base.fingerprint(),
+        model=base.description(),
         data_fingerprints=None if texts is None else _fingerprints(texts),
         remedy=remedy,
     )
+    was, now = document["asked"], _asked(asked) if asked else {}
+    changed = [f"{key} was {was.get(key)!r}, is now {now[key]!r}" for key in now if was.get(key) != now[key]]
+    if changed:
+        raise ValueError(f"{path} was made with other settings: {'; '.join(changed)}. {remedy}")
     return document
+
+
+def _asked(settings: DetectionConfig) -> dict:
+    """The settings that a detection depends on, by their keys below `detection:`."""
+    given = settings.model_dump()
+    inner = {
+        f"{name}.{key}": value for name in ("generator", "judge") for key, value in (given.pop(name) or {}).items()
+    }
+    return {key: value for key, value in (given | inner).items() if not key.endswith(_OF_THE_TRANSPORT)}
 
 
 def with_detected_start(
@@ -217,7 +245,8 @@ def with_detected_start(
     if not file.exists():
         raise ValueError(f"versatune.initial_proportions: {file} does not exist; `versatune detect CONFIG` makes it")
     fitted_on = read_document(file, SCHEMA)["data"]
-    document = read_detection(file, domains, base, texts() if texts and fitted_on else None, remedy)
+    texts_now = texts() if texts and fitted_on else None
+    document = read_detection(file, domains, base, texts_now, config.detection, remedy)
     shares = ", ".join(f"{domain} {share:.3f}" for domain, share in document["proportions"].items())
     judge = document["judge"]["kind"]
     logger.info("start from %s (%s, %s texts): %s", file, judge, f"{document['num_judged']:,}", shares)
@@ -251,6 +280,8 @@ def build_generator(settings: DetectionConfig, base: BaseModel) -> tuple[Generat
             start_token_id=token_id,
             api_key_env=settings.generator.api_key_env,
             concurrency=settings.generator.concurrency,
+            base_model=base.name,
+            fingerprint=base.fingerprint(),
             **options,
         )
         return generator, sentence
@@ -286,7 +317,7 @@ def build_judge(settings: DetectionConfig, texts: Mapping[str, Sequence[str]]) -
             orders=judge.orders,
         )
     if judge.model:
-        from versatune_plugin.generation import load_causal_lm
+        from versatune_plugin.generation import load_causal_lm, model_fingerprint
         from versatune_plugin.judges.local import LocalJudge
 
         return LocalJudge(
@@ -294,6 +325,7 @@ def build_judge(settings: DetectionConfig, texts: Mapping[str, Sequence[str]]) -
             domains,
             settings.descriptions,
             name=judge.model,
+            fingerprint=model_fingerprint(judge.model),
             max_text_tokens=judge.max_text_tokens,
             orders=judge.orders,
         )

@@ -414,6 +414,8 @@ class EndpointGenerator:
         temperature: 1 samples from the model's own distribution.
         top_p: 1: no limit.
         top_k: 0: no limit.
+        base_model: What is served under that name, as far as the user knows; for the record.
+        fingerprint: What tells it from others of that name; None where unknown.
         seed: Together with the iteration and the index it seeds each sample, as far as the server honours seeds.
     """
 
@@ -428,6 +430,8 @@ class EndpointGenerator:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
+        base_model: str | None = None,
+        fingerprint: str | None = None,
         api_key_env: str = "OPENAI_API_KEY",
         concurrency: int = 32,
         requests_per_minute: float | None = None,
@@ -443,6 +447,7 @@ class EndpointGenerator:
             patience_seconds=patience_seconds,
             timeout_seconds=timeout_seconds,
         )
+        self._served = {"base_model": base_model, "fingerprint": fingerprint}
         self._start_token_id = start_token_id
         self._seed = seed
         self._sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
@@ -458,6 +463,7 @@ class EndpointGenerator:
         return {
             "kind": "endpoint",
             "name": self._endpoint.model,
+            **self._served,
             "start_token_id": self._start_token_id,
             "max_new_tokens": self._sampling["max_tokens"],
             "temperature": self._sampling["temperature"],

@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from accelerate import PartialState
 from transformers import AutoTokenizer
@@ -42,11 +43,27 @@ def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs:
                 f"script without its launcher ({script}) until it says that training starts"
             )
         logger.info("%s does not exist: measuring what the model knows first", file)
-        with random_state_kept():
+        with random_state_kept(), _ready_to_sample(base):
             document = make_detection(config, file, base, texts)
         logger.info("%s\n%s", file, format_detection(document))
     remedy = f"Delete {file}, and it is made anew"
     return with_detected_start(config, tuple(train), base, lambda: texts, logger, remedy)
+
+
+@contextmanager
+def _ready_to_sample(base: BaseModel) -> Iterator[None]:
+    """A loaded model in eval mode where it will train (the trainer moves it there anyway), then in its mode again."""
+    if base.loaded is None:
+        yield
+        return
+    model, was_training = base.loaded[0], base.loaded[0].training
+    if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):
+        model.to(PartialState().device)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _base_model(model, args=None, *_, processing_class=None, **__) -> BaseModel:
@@ -56,4 +73,9 @@ def _base_model(model, args=None, *_, processing_class=None, **__) -> BaseModel:
         known = ("dtype", "revision", "trust_remote_code", "attn_implementation")
         return BaseModel(model, {"dtype": "auto"} | {key: options[key] for key in known if key in options})
     name = getattr(model.config, "_name_or_path", "")
+    if not name:
+        raise ValueError(
+            "versatune.initial_proportions: detection needs a model with a name: give the trainer a hub name or a "
+            "folder, or a model loaded with from_pretrained"
+        )
     return BaseModel(name, loaded=(model, processing_class or AutoTokenizer.from_pretrained(name)))

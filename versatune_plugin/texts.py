@@ -40,10 +40,16 @@ def texts_by_domain(entries: Sequence[Mapping], domains: Sequence[str], column: 
             parts = split_by_column(rows, column) if domain == BY_COLUMN else {domain: rows}
         except ValueError as error:
             raise ValueError(f"versatune.domain_column: {entry.get('path')}: {error}") from error
-        named = [value for key, value in entry.items() if key.startswith("field_") and isinstance(value, str)]
         for name, part in parts.items():
-            found.setdefault(name, []).extend(row_texts(part, named))
+            found.setdefault(name, []).extend(row_texts(part, _named_columns(entry)))
     return found
+
+
+def _named_columns(entry: Mapping) -> list[str]:
+    """Columns that an entry names itself: `field_messages: ...`, or `type: {field_instruction: ...}`."""
+    own_format = entry["type"] if isinstance(entry.get("type"), Mapping) else {}
+    given = [*entry.items(), *own_format.items()]
+    return [value for key, value in given if key.startswith("field_") and isinstance(value, str)]
 
 
 def read_rows(entry: Mapping) -> Dataset:

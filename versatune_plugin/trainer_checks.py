@@ -83,12 +83,12 @@ def update_interval(config: VersaTuneConfig, num_steps: int, num_samples: int, b
     return math.ceil(num_samples / block_size) if config.only_domain else config.interval_in_steps(num_steps)
 
 
-def describe_model(model) -> dict:
+def describe_model(model, revision: str | None = None) -> dict:
     """Name and fingerprint of a model, given by name or as an object; without a name, one it never had."""
     from versatune_plugin.generation import model_fingerprint
 
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
-    return {"name": name, "fingerprint": model_fingerprint(name) if name else None}
+    return {"name": name, "fingerprint": model_fingerprint(name, revision) if name else None}
 
 
 def num_steps(args, num_samples: int, block_size: int) -> int:

@@ -4,7 +4,8 @@ Needs:   one folder per domain with `train.jsonl` and `validation.jsonl` of {"in
          as `data/` of the quick start's workspace, and a model.
 Command: W=versatune-quickstart; python yaml_examples/trl_sft.py --data $W/data --model_name_or_path $W/model \
              --output_dir outputs/trl --max_steps 40 --max_length 192
-Expect:  a line per update with each domain's proportion and held-out loss; a table and a plot at the end.
+Expect:  a short run per domain for its reference loss (kept in versatune/references.json); then a line per update
+         with each domain's proportion and held-out loss; a table and a plot at the end.
 """
 
 from dataclasses import dataclass, field
@@ -43,9 +44,9 @@ def main() -> None:
         eval_dataset={folder.name: rows(folder / "validation.jsonl") for folder in domains},
         versatune=VersaTuneConfig(
             strategy="versatune",
-            initial_proportions="uniform",
+            initial_proportions="uniform",  # "detected" measures what the model knows first
             update_interval=0.2,
-            reference_losses={folder.name: 1.0 for folder in domains},  # put measured ones here: see the README
+            reference={"model": model.model_name_or_path, "epochs": 1},  # better: a smaller one of the same family
             probe={"rows_per_domain": 12},
         ),
     )

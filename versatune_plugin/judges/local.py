@@ -14,6 +14,7 @@ import torch
 
 from versatune_plugin.judges import OnJudged, ignore
 from versatune_plugin.judges.prompt import (
+    MIN_LETTER_MASS,
     PROMPT_VERSION,
     check_question,
     harmless,
@@ -22,9 +23,6 @@ from versatune_plugin.judges.prompt import (
     messages,
     rotations,
 )
-
-MIN_LETTER_MASS = 0.01
-"""Where the letters together have a smaller probability, the model did not answer: the row is NaN (ours)."""
 
 PLACE_OF_TEXT = "0b5f9c7e41d2"
 """Stands for the text while the chat template is rendered."""
