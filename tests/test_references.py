@@ -10,6 +10,12 @@ from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.history import history_path, to_line
 
 CURVES = {"law": [5.0, 3.0, 2.5, 2.75], "code": [4.0, 2.0, 1.5, 1.25]}
+SETTINGS = {
+    "learning_rate": 1e-3,
+    "adapter": {"peft_type": "LORA", "r": 4, "target_modules": "all-linear", "base_model_name_or_path": None},
+    "sequence_len": 64,
+    "seed": 5,
+}
 PROBE = {"rows": 6, "target_tokens": 60, "fingerprint": "p", "target_bytes": 240, "row_texts": "r", "target_texts": "t"}
 
 
@@ -60,17 +66,21 @@ class Host:
             "base_model": {"name": "big", "fingerprint": "b"},
             "reference_model": {"name": "small", "fingerprint": "s"},
             "difference": None,
-            "settings": {"epochs": 3, "samples_per_epoch": None, "stop_when_rising": False},
+            "settings": {"epochs": 3, "samples_per_epoch": None, "stop_when_rising": False} | SETTINGS,
             "rows_per_domain": 6,
             "probe": dict.fromkeys(results, PROBE),
             "data": dict.fromkeys(results, "d"),
         } | changes
-        return references.write(self.folder.with_suffix(".json"), results, **arguments)
+        return references.write(self.file, results, **arguments)
+
+    @property
+    def file(self) -> Path:
+        return self.folder.with_suffix(".json")
 
 
 @pytest.fixture
 def host(tmp_path) -> Host:
-    return Host(tmp_path / "references")
+    return Host(references.runs_folder(tmp_path / "references.json"))
 
 
 def test_module_loads_no_heavy_library():
@@ -198,6 +208,62 @@ def test_full_disk_leaves_the_finished_domains(host, monkeypatch):
     assert host.ran == ["law", "code"]
 
 
+def test_folder_of_somebody_else_stops_the_run_and_stays(host):
+    data = host.folder / "law" / "train.jsonl"
+    data.parent.mkdir(parents=True)
+    data.write_text("{}")
+    with pytest.raises(ValueError, match="law is needed for a reference run, but versatune did not make it"):
+        host.measure()
+    (host.folder / "law" / "run.json").write_text('{"schema": "mine"}')
+    with pytest.raises(ValueError, match="move it away"):
+        host.measure()
+    assert data.read_text() == "{}"
+    assert host.ran == []
+
+
+def test_kill_before_a_folder_is_marked_as_ours_blocks_nothing(host):
+    (host.folder / "law").mkdir(parents=True)
+    (host.folder / "code").mkdir()
+    (host.folder / "code" / "run.json.tmp").write_text("{")
+    host.measure()
+    assert host.ran == ["law", "code"]
+
+
+def test_run_that_was_killed_while_it_was_cleared_starts_anew_under_either_identity(host, monkeypatch):
+    def killed(kept, where):
+        raise KeyboardInterrupt
+
+    host.killed_in = {"law": 2}
+    with pytest.raises(KeyboardInterrupt):
+        host.measure()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(references, "_delete_all_but", killed)
+        host.measure(identities={domain: {"data": "other"} for domain in CURVES})
+    host.run = lambda domain, where: None
+    with pytest.raises(RuntimeError, match="ended after epoch 0"):
+        host.measure()
+
+
+def test_result_holds_the_fingerprint_of_the_training_rows_where_a_checkpoint_tells_it(host):
+    run = host.run
+
+    def with_state(domain, where):
+        run(domain, where)
+        saved = {"VersaTuneCallback": {"attributes": {"fingerprints": {f"training rows of {domain!r}": "f"}}}}
+        state = json.dumps({"stateful_callbacks": saved if domain == "law" else {}})
+        (where / "checkpoint-2" / "trainer_state.json").write_text(state)
+
+    host.run = with_state
+    assert {domain: result["data"] for domain, result in host.measure().items()} == {"law": "f", "code": None}
+
+
+@pytest.mark.parametrize(("warmup_steps", "warned"), [(6, "law 6"), (5, None), (0.9, None), (0, None)], ids=str)
+def test_warm_up_as_long_as_a_run_is_named(warmup_steps, warned):
+    said = []
+    references.warn_of_warmup({"law": 6, "code": 60}, warmup_steps, said.append)
+    assert [f"never reach the learning rate: {warned} step(s)" in line for line in said] == [True] * bool(warned)
+
+
 @pytest.mark.parametrize(
     "names", [("a/b", "a-b"), ("..", "-"), ("Recht & Gesetz", "Recht - Gesetz"), ("x" * 3, "X" * 3)], ids=str
 )
@@ -238,7 +304,7 @@ def test_tokenizers_are_the_same_by_what_they_do_not_by_name():
 
 def test_written_file_reads_back_and_its_numbers_enter_the_block(host):
     document = host.write(host.measure())
-    read = references.read(host.folder.with_suffix(".json"))
+    read = references.read(host.file)
     assert {key: read[key] for key in document} == document
     config = VersaTuneConfig(initial_proportions="uniform", reference_losses="x.json", sigma=0.25)
     settled = references.settled(config, read)
@@ -259,6 +325,7 @@ def fits(document, **changes) -> list[str]:
         "base_model": {"name": "big", "fingerprint": "b"},
         "reference": None,
         "rows_per_domain": None,
+        "settings": None,
     } | changes
     return references.misfits(document, **arguments)
 
@@ -284,6 +351,47 @@ def test_each_misfit_is_named_with_what_was_given(host, changes, phrase):
     assert fits(document, reference=REFERENCE) == []
     (problem,) = fits(document, **changes)
     assert phrase in problem
+
+
+LORA = SETTINGS["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("change", "phrase"),
+    [
+        ({"learning_rate": 2e-3}, "learning_rate 0.001, this run has 0.002"),
+        ({"adapter": "none: full fine-tune"}, "adapter LORA, this run has none: full fine-tune"),
+        ({"adapter": LORA | {"r": 8}}, "adapter r 4, this run has 8"),
+        ({"adapter": LORA | {"target_modules": None}}, "target_modules all-linear, this run has None"),
+        ({"sequence_len": 32}, "sequence_len 64, this run has 32"),
+        ({"seed": 6}, "seed 5, this run has 6"),
+    ],
+    ids=["learning rate", "adapter", "rank", "targets", "length", "seed"],
+)
+def test_other_settings_of_the_run_are_named_only_beside_a_reference_model(host, change, phrase):
+    document = host.write(host.measure())
+    (problem,) = fits(document, reference=REFERENCE, settings=SETTINGS | change)
+    assert f"its runs had {phrase} (they may differ only without `reference:` in the block)" in problem
+    assert fits(document, reference=None, settings=SETTINGS | change) == []
+
+
+def test_adapter_that_has_met_its_model_is_the_same_one(host):
+    met = LORA | {"target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "big", "of_a_later_peft": 1}
+    assert fits(host.write(host.measure()), reference=REFERENCE, settings=SETTINGS | {"adapter": met}) == []
+
+
+def test_file_that_a_block_names_is_compared_with_the_settings_of_the_run(host):
+    host.write(host.measure())
+    block = {"initial_proportions": "uniform", "reference_losses": str(host.file)}
+    config = VersaTuneConfig(**block, reference={"model": "small", "epochs": 3})
+
+    def describe(name):
+        return {"name": name, "fingerprint": name[0]}
+
+    arguments = (("law", "code"), "big", describe, "x --refresh")
+    references.of_file(config, *arguments, settings=SETTINGS)
+    with pytest.raises(ValueError, match=r"learning_rate 0\.001, this run has 0\.1 .*\n  what to do: x --refresh"):
+        references.of_file(config, *arguments, settings=SETTINGS | {"learning_rate": 0.1})
 
 
 def test_model_without_a_fingerprint_is_told_by_its_name(host):
@@ -332,7 +440,7 @@ def test_numbers_per_byte_are_not_offered_as_a_way_out(host):
 )
 def test_edited_file_is_refused(host, change, phrase):
     host.write(host.measure())
-    path = host.folder.with_suffix(".json")
+    path = host.file
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
@@ -342,14 +450,47 @@ def test_edited_file_is_refused(host, change, phrase):
 
 def test_forgetting_removes_the_file_and_the_runs(host):
     host.write(host.measure())
-    references.forget(host.folder.with_suffix(".json"))
+    references.forget(host.file)
     assert list(host.folder.parent.iterdir()) == []
+    references.forget(host.file)
+
+
+def test_forgetting_leaves_what_is_not_ours(host):
+    host.write(host.measure())
+    others = [host.file.with_suffix("") / "law" / "train.jsonl", host.folder / "tax" / "notes", host.folder / "notes"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    references.forget(host.file)
+    left = [path for path in host.folder.parent.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(others)
+
+
+def test_forgetting_says_what_it_cannot_delete(host, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    host.write(host.measure())
+    monkeypatch.setattr(references.shutil, "rmtree", denied)
+    with pytest.raises(PermissionError, match="versatune"):
+        references.forget(host.file)
 
 
 def test_table_shows_the_lowest_loss_and_where_it_was(host):
     host.curves = CURVES | {"code": [math.pi, 2.0, 1.5, 1.75]}
     lines = references.format_table(host.write(host.measure())).splitlines()
-    assert lines[0].split() == ["domain", "reference", "loss", "at", "epoch", "untrained", "epochs", "seconds"]
+    assert lines[0].split() == [
+        "domain",
+        "reference",
+        "loss",
+        "at",
+        "epoch",
+        "untrained",
+        "epochs",
+        "seconds",
+        "(last",
+        "attempt)",
+    ]
     assert lines[2].split()[:5] == ["code", "1.5000", "2", "3.1416", "3"]
 
 

@@ -76,6 +76,16 @@ _OF_THE_MAIN_RUN = (
     "prompter",
     "shard",
 )
+_OF_AN_ADAPTER = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_target_linear",
+    "lora_modules_to_save",
+    "peft_use_dora",
+    "peft_use_rslora",
+)
 _RUN_NAMES = ("wandb_name", "mlflow_run_name", "trackio_run_name")
 _OF_A_LAUNCHER = re.compile(
     r"RANK|WORLD_SIZE|LOCAL_(RANK|WORLD_SIZE)|NODE_RANK|GROUP_(RANK|WORLD_SIZE)|ROLE_.*|MASTER_(ADDR|PORT)"
@@ -93,7 +103,7 @@ def make_references(
 
     Args:
         config_path: The user's YAML.
-        refresh: Forget the file and all runs behind it first.
+        refresh: Forget the file and all runs behind it first, once the YAML, the models and the rows are checked.
         launcher: `python`, `accelerate` or `torchrun`: how the runs of the domains are started.
         launcher_args: For the launcher.
         say: Takes the progress, a line at a time.
@@ -120,9 +130,9 @@ def make_references(
     file = _file_of(config)
     folder = references.runs_folder(file)
     with _alone_in(folder, say) as lock, _ended_by_sigterm():
+        work = _Work(raw, config, config_path, folder, [launcher, *launcher_args], say)
         if refresh:
             references.forget(file)
-        work = _Work(raw, config, config_path, folder, [launcher, *launcher_args], say)
         if file.exists():
             document = references.read(file)
             references.refuse(file, document, work.misfits(document), remedy(config_path))
@@ -172,8 +182,12 @@ class _Work:
         self.domains = tuple(train)
         self._warn_of_warmup({domain: len(rows) for domain, rows in train.items()}, cfg, say)
         self._num_rows = _num_probe_rows(cfg, config, train)
-        self.base_model, self.reference_model = describe_model(cfg.base_model), describe_model(config.reference.model)
-        self._seed, self._block_size, self._sequence_len = cfg.seed, cfg.batch_size, cfg.sequence_len
+        revision = cfg.revision_of_model
+        self.base_model = describe_model(cfg.base_model, revision)
+        self.reference_model = describe_model(
+            config.reference.model, revision if config.reference.model == raw["base_model"] else None
+        )
+        self._settings, self._block_size = settings_of(cfg), cfg.batch_size
 
         tokenizer = load_tokenizer(cfg)
         self.main = Rows.of(train, heldout, self._num_rows, cfg.seed, decoder(tokenizer))
@@ -207,24 +221,18 @@ class _Work:
             )
 
     def _warn_of_warmup(self, num_rows: Mapping[str, int], cfg, say: Callable[[str], None]) -> None:
-        """Warm-up that fits the main run may be longer than a run of one domain."""
         reference = self._config.reference
         steps = {
             domain: reference.epochs * math.ceil((reference.samples_per_epoch or number) / cfg.batch_size)
             for domain, number in num_rows.items()
         }
-        short = [f"{domain} {number}" for domain, number in steps.items() if number <= (cfg.warmup_steps or 0)]
-        if short:
-            say(
-                f"warning: warmup_steps is {cfg.warmup_steps}, so these reference runs never reach the learning rate: "
-                f"{', '.join(short)} step(s); give warmup_ratio instead, or more epochs"
-            )
+        references.warn_of_warmup(steps, cfg.warmup_steps or 0, say)
 
     def misfits(self, document: Mapping) -> list[str]:
-        """What in a present references.json is not of this YAML."""
+        """What in a present references.json is not of this YAML, the settings of its runs included."""
         reference = self._config.reference.model_dump() | self.reference_model
         rows = self._config.probe.rows_per_domain
-        problems = references.misfits(document, self.domains, self.base_model, reference, rows)
+        problems = references.misfits(document, self.domains, self.base_model, reference, rows, self._settings)
         asked = document["probe"]["rows_per_domain"]
         return problems or references.row_misfits(document, self.main.data, self.main.of_size(asked))
 
@@ -286,23 +294,26 @@ class _Work:
         )
 
     def write(self, file: Path, results: Mapping[str, dict]) -> dict:
-        """Write references.json."""
-        raw, reference = self._raw, self._config.reference
+        """Write references.json.
+
+        Raises:
+            ValueError: Runs were trained on, or measured, other rows than were read before they began.
+        """
+        others = [domain for domain in self.domains if not self._reference.are_those_of(domain, results[domain])]
+        if others:
+            raise ValueError(
+                f"versatune.reference: the reference runs of {', '.join(map(repr, others))} had other rows than this "
+                "command read: the data changed meanwhile; give the command again, with --refresh if this comes back"
+            )
         return references.write(
             file,
             results,
             base_model=self.base_model,
             reference_model=self.reference_model,
             difference=self.difference,
-            settings=reference.model_dump(exclude={"model"})
-            | {
-                "learning_rate": raw.get("learning_rate"),
-                "adapter": raw.get("adapter") or "none: full fine-tune",
-                "rows_per_step_and_process": self._block_size,
-                "sequence_len": self._sequence_len,
-                "seed": self._seed,
-                "launcher": self._launch,
-            },
+            settings=self._config.reference.model_dump(exclude={"model"})
+            | self._settings
+            | {"rows_per_step_and_process": self._block_size, "launcher": self._launch},
             rows_per_domain=self._num_rows,
             probe=self.main.probe,
             data=self.main.data,
@@ -337,6 +348,11 @@ class Rows:
 
         return {domain: describe(self._chosen(domain, num_rows), self._decode) for domain in self.data}
 
+    def are_those_of(self, domain: str, result: Mapping) -> bool:
+        """Whether a finished run measured these rows and, as far as it tells, was trained on them."""
+        trained_on = result.get("data") in (None, self.data[domain])
+        return trained_on and result["probe"]["fingerprint"] == self.probe[domain]["fingerprint"]
+
     @property
     def texts(self) -> list[str]:
         """Texts of held-out rows of every domain."""
@@ -347,6 +363,27 @@ class Rows:
 
         rows = self._heldout[domain]
         return rows.select(choose_rows(len(rows), num_rows, self._seed))
+
+
+def settings_of(cfg: Mapping) -> dict:
+    """The settings of an Axolotl config that the runs behind a references.json share with their main run.
+
+    Args:
+        cfg: The validated config of the main run, from whose YAML the references are made.
+
+    Returns:
+        For `references.write` and `references.misfits`.
+    """
+    adapter = cfg.get("adapter")
+    rate = cfg.get("learning_rate")  # YAML takes 1e-4 for a text
+    return {
+        "learning_rate": None if rate is None else float(rate),
+        "adapter": {"peft_type": adapter, **{key: cfg.get(key) for key in _OF_AN_ADAPTER}}
+        if adapter
+        else "none: full fine-tune",
+        "sequence_len": cfg.get("sequence_len"),
+        "seed": cfg.get("seed"),
+    }
 
 
 def _num_probe_rows(cfg, config: VersaTuneConfig, train: Mapping) -> int:

@@ -5,12 +5,13 @@ the loop over the domains, which a kill at any place does not spoil, the file wi
 """
 
 import hashlib
+import json
 import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,9 @@ UNITS = {"token": "nats per target token", "byte": "nats per byte"}
 _RUN_SCHEMA = "versatune/reference-run"
 _RUN_FILE = "run.json"
 _KEPT = {_RUN_FILE, "versatune", "config.yml", "debug.log"}
+_COMPARED = ("learning_rate", "adapter", "sequence_len", "seed")
+_OF_THE_BLOCK = ("epochs", "samples_per_epoch", "stop_when_rising")
+_NOT_COMPARED = ("base_model_name_or_path", "peft_version")  # of an adapter: its model, and who wrote it down
 
 
 # The runs
@@ -45,7 +49,7 @@ def measure(
     """Run what is missing, domain after domain, and collect the results.
 
     A finished domain is never run again. What was killed goes on: `run` finds the folder as it was left. A domain
-    whose identity has changed starts anew, and so does one whose folder is of unknown origin.
+    whose identity has changed starts anew.
 
     Args:
         domains: Names in their order.
@@ -60,12 +64,12 @@ def measure(
 
     Returns:
         Per domain `curve`: a list of {epoch, step, loss} from before the first step on; `reference_loss`: the
-        lowest of the epochs; `stopped_early`; `seconds`, of the command that finished it; `probe`: what it was
-        measured on.
+        lowest of the epochs; `stopped_early`; `seconds` of the last attempt: what came before a kill is left out;
+        `probe`: what it was measured on; `data`: fingerprint of its training rows, None where no checkpoint tells it.
 
     Raises:
         RuntimeError: A run ended before its last epoch.
-        ValueError: No epoch of a domain has a finite loss.
+        ValueError: No epoch of a domain has a finite loss, or a domain's folder is somebody else's.
     """
 
     results = {}
@@ -86,19 +90,25 @@ def measure(
 
 def _begin(where: Path, identity: dict, epochs: int, stop_when_rising: bool, place: str, say) -> tuple:
     """The result of a finished run, or None; and whether the run itself is whole, so that only its result is due."""
+    if where.exists() and not _is_ours(where):
+        raise ValueError(
+            f"{where} is needed for a reference run, but versatune did not make it, so nothing in it was touched: "
+            "move it away, or give reference_losses another file name"
+        )
     path = where / _RUN_FILE
-    known = read_document(path, _RUN_SCHEMA) if path.exists() else {}
-    if known.get("identity") == identity:
+    known = read_document(path, _RUN_SCHEMA) if path.exists() else None
+    if known is not None and known["identity"] == identity:
         if known["result"] is not None:
             say(f"{place}: finished before")
             _delete_weights(where)
             return known["result"], True
         curve = _curve(where, stop_when_rising)
         return None, _is_whole(curve, epochs, stop_when_rising)
-    if where.exists():
-        changed = [key for key in identity if known.get("identity", {}).get(key) != identity[key]]
+    if known is not None:
+        before = known["identity"] or {}
+        changed = [key for key in identity if before.get(key) != identity[key]]
         say(f"{place}: starts anew, for what is in {where} was made with another {' and another '.join(changed)}")
-        shutil.rmtree(where)
+        _clear(where)
     write_document(path, _RUN_SCHEMA, {"identity": identity, "result": None})
     return None, False
 
@@ -130,6 +140,7 @@ def _finish(where: Path, domain: str, epochs: int, stop_when_rising: bool, began
         "stopped_early": curve[-1]["epoch"] < epochs,
         "seconds": time.monotonic() - began,
         "probe": read_history(history)[0]["probe"][domain],
+        "data": _training_rows(where, domain),
     }
     known = read_document(where / _RUN_FILE, _RUN_SCHEMA)
     write_document(where / _RUN_FILE, _RUN_SCHEMA, {"identity": known["identity"], "result": result})
@@ -139,9 +150,52 @@ def _finish(where: Path, domain: str, epochs: int, stop_when_rising: bool, began
 
 def _delete_weights(where: Path) -> None:
     """Delete a finished run's checkpoints and model; its history, YAML and log stay."""
+    _delete_all_but(_KEPT, where)
+
+
+def _delete_all_but(kept: Collection[str], where: Path) -> None:
     for left in where.iterdir():
-        if left.name not in _KEPT:
+        if left.name not in kept:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def _clear(where: Path) -> None:
+    """Delete what a run left but for the file that says whose the folder is; a kill in between does no harm."""
+    write_document(where / _RUN_FILE, _RUN_SCHEMA, {"identity": None, "result": None})
+    _delete_all_but({_RUN_FILE}, where)
+
+
+def _is_ours(where: Path) -> bool:
+    """Whether a folder is a reference run's: it has our run.json, or a kill came before that was written."""
+    try:
+        return f'"schema": "{_RUN_SCHEMA}"' in (where / _RUN_FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return {left.name for left in where.iterdir()} <= {f"{_RUN_FILE}.tmp"}
+
+
+def _training_rows(where: Path, domain: str) -> str | None:
+    """Fingerprint of the rows that a run was trained on, as its callback saved it; None without a checkpoint."""
+    for path in where.glob("checkpoint-*/trainer_state.json"):
+        saved = json.loads(path.read_text(encoding="utf-8"))["stateful_callbacks"].get("VersaTuneCallback", {})
+        if saved:
+            return saved["attributes"]["fingerprints"].get(f"training rows of {domain!r}")
+    return None
+
+
+def warn_of_warmup(steps: Mapping[str, int], warmup_steps: float, say: Callable[[str], None]) -> None:
+    """Say which domains' runs are no longer than the warm-up, which fits the main run.
+
+    Args:
+        steps: Optimizer steps of each domain's run.
+        warmup_steps: The host's; a number below 1 is a share of a run and fits every one.
+        say: Takes the line.
+    """
+    short = [f"{domain} {number}" for domain, number in steps.items() if warmup_steps >= 1 and number <= warmup_steps]
+    if short:
+        say(
+            f"warning: warmup_steps is {warmup_steps:g}, so these reference runs never reach the learning rate: "
+            f"{', '.join(short)} step(s); give warmup_ratio instead, or more epochs"
+        )
 
 
 def _curve(where: Path, stop_when_rising: bool) -> list[dict]:
@@ -184,14 +238,25 @@ def folder_name(domain: str) -> str:
 
 
 def runs_folder(path: Path) -> Path:
-    """Where the runs behind a references.json lie: `references/` beside it."""
-    return path.with_suffix("")
+    """Where the runs behind a references.json lie: `references.runs/` beside it."""
+    return path.with_suffix(".runs")
 
 
 def forget(path: Path) -> None:
-    """Delete a references.json and the runs behind it."""
+    """Delete a references.json and the runs behind it; whatever else is in their folder stays.
+
+    Raises:
+        OSError: Something cannot be deleted.
+    """
     path.unlink(missing_ok=True)
-    shutil.rmtree(runs_folder(path), ignore_errors=True)
+    folder = runs_folder(path)
+    for where in folder.iterdir() if folder.exists() else ():
+        if where.is_dir() and not where.is_symlink() and _is_ours(where):
+            _clear(where)
+            (where / _RUN_FILE).unlink()
+            where.rmdir()
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 # Tokenizers
@@ -244,7 +309,7 @@ def write(
         data: Fingerprint of each domain's training rows in the main run.
 
     Returns:
-        The document.
+        The document. Its `seconds` and `seconds_by_domain` are those of the last attempt at each domain.
     """
     document = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -292,6 +357,7 @@ def misfits(
     base_model: Mapping,
     reference: Mapping | None,
     rows_per_domain: int | None,
+    settings: Mapping | None = None,
 ) -> list[str]:
     """What in a references.json is of another run, as far as it can be told without rows.
 
@@ -301,6 +367,9 @@ def misfits(
         base_model: `name` and `fingerprint` of the model the run trains.
         reference: The block's `reference:` with the model's `name` and `fingerprint`; None where it has none.
         rows_per_domain: The block's number of held-out rows; None where it leaves it to us.
+        settings: Learning rate, adapter, sequence length and seed of the run, as `write` took them. Compared only
+            with `reference`: then the runs behind the file were made, or would be made anew, from the settings of
+            this very run. A block with the file alone may use it under other ones. None compares nothing.
     """
     problems = []
     if set(document["domains"]) != set(domains):
@@ -314,13 +383,39 @@ def misfits(
             )
         problems += [
             f"its runs had {key} {document['settings'].get(key)}, the block's `reference:` has {reference[key]}"
-            for key in ("epochs", "samples_per_epoch", "stop_when_rising")
+            for key in _OF_THE_BLOCK
             if document["settings"].get(key) != reference[key]
+        ]
+        problems += [
+            f"its runs had {name} {old}, this run has {new} (they may differ only without `reference:` in the block)"
+            for name, old, new in _differences(document["settings"], settings or {})
         ]
     asked = document["probe"]["rows_per_domain"]
     if rows_per_domain not in (None, asked):
         problems.append(f"it was measured on {asked} held-out rows per domain, the block asks for {rows_per_domain}")
     return problems
+
+
+def _differences(old: Mapping, new: Mapping) -> Iterator[tuple]:
+    """Name, old and new value of each setting that both know and that differs; an adapter's, one by one."""
+    for name in _COMPARED:
+        if name not in old or name not in new:
+            continue
+        one, other = old[name], new[name]
+        if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+            if one != other:
+                yield name, _kind(one), _kind(other)
+            continue
+        for key in [key for key in one if key in other and key not in _NOT_COMPARED]:
+            # PEFT puts the list in the place of `all-linear` or nothing
+            found = key == "target_modules" and isinstance(one[key], list) != isinstance(other[key], list)
+            if one[key] != other[key] and not found:
+                yield f"{name} {key}", one[key], other[key]
+
+
+def _kind(value):
+    """An adapter by its kind; any other setting as it is."""
+    return value["peft_type"] if isinstance(value, Mapping) else value
 
 
 def row_misfits(document: Mapping, data: Mapping[str, str], probe: Mapping[str, dict]) -> list[str]:
@@ -357,7 +452,14 @@ def refuse(path: str | os.PathLike, document: Mapping, problems: Sequence[str], 
     raise ValueError("\n  ".join(lines))
 
 
-def of_file(config, domains: Sequence[str], model, describe: Callable[..., dict], remedy: str) -> tuple:
+def of_file(
+    config,
+    domains: Sequence[str],
+    model,
+    describe: Callable[..., dict],
+    remedy: str,
+    settings: Mapping | None = None,
+) -> tuple:
     """Read the references.json of a `versatune:` block and check what can be told without rows.
 
     Args:
@@ -366,6 +468,7 @@ def of_file(config, domains: Sequence[str], model, describe: Callable[..., dict]
         model: The model that the run trains.
         describe: Gives `name` and `fingerprint` of a model.
         remedy: What to do where the file does not fit.
+        settings: Those of the run, as its host's `settings_of` gives them; see `misfits`.
 
     Returns:
         The block with the file's numbers, and the document.
@@ -378,7 +481,7 @@ def of_file(config, domains: Sequence[str], model, describe: Callable[..., dict]
         raise ValueError(f"versatune.reference_losses: {path} does not exist; {remedy}")
     document = read(path)
     reference = config.reference and config.reference.model_dump() | describe(config.reference.model)
-    problems = misfits(document, domains, describe(model), reference, config.probe.rows_per_domain)
+    problems = misfits(document, domains, describe(model), reference, config.probe.rows_per_domain, settings)
     refuse(path, document, problems, remedy)
     return settled(config, document), document
 
@@ -417,8 +520,8 @@ def _model(model: Mapping) -> str:
 
 
 def format_table(document: Mapping) -> str:
-    """The reference losses as an aligned text table."""
-    table = [("domain", "reference loss", "at epoch", "untrained", "epochs", "seconds")]
+    """The reference losses as an aligned text table; the seconds are those of the last attempt at a domain."""
+    table = [("domain", "reference loss", "at epoch", "untrained", "epochs", "seconds (last attempt)")]
     for domain in document["domains"]:
         curve, lowest = document["curves"][domain], document["reference_losses"][domain]
         at = next(point["epoch"] for point in curve[1:] if point["loss"] == lowest)

@@ -4,9 +4,11 @@ import copy
 import hashlib
 import json
 import logging
+import math
+import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
 
 from versatune_plugin import references
+from versatune_plugin.cache import locked
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.probes import same_rows
 from versatune_plugin.trainer_checks import describe_model, num_steps
@@ -59,7 +62,7 @@ class SFTReferences:
         trainer_class: Callable,
         logger: logging.Logger,
     ) -> None:
-        given = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+        given = _named(args, kwargs)
         if given.get("args") is None:
             raise ValueError("versatune.reference: give the trainer `args` (an SFTConfig): reference runs share them")
         if any(given.get("optimizers", (None, None))):
@@ -70,6 +73,8 @@ class SFTReferences:
         self._config, self._train, self._heldout, self._given = config, train, heldout, given
         self._args, self._trainer_class, self._logger = given["args"], trainer_class, logger
         self._base_model, self._reference_model = map(describe_model, (given["model"], config.reference.model))
+        self._settings = settings_of(args, kwargs)  # now: PEFT changes an adapter when it is put on a model
+        self._adapter = self._settings["adapter"] if given.get("peft_config") is not None else None
         self._tokenizer = given.get("processing_class") or AutoTokenizer.from_pretrained(self._base_model["name"])
         self._difference = self._tokenizer_difference()
         self._file = config.references_file
@@ -77,18 +82,30 @@ class SFTReferences:
         self._num_rows = self._num_probe_rows()
 
     def measure(self) -> None:
-        """Train what is missing, domain after domain; the random state of the main run is left alone."""
+        """Train what is missing, domain after domain; the random state of the main run is left alone.
+
+        Raises:
+            RuntimeError: Another script is at work in the same folder, or a run ended before its last epoch.
+            ValueError: A run has no finite loss, or its folder is somebody else's.
+        """
         reference = self._config.reference
         if self._difference is not None:
             self._say(
                 f"{reference.model} has another tokenizer than the model to be trained: {self._difference}; so all "
                 "losses, also those of the main run, are measured in nats per UTF-8 byte of the target text"
             )
-        with random_state_kept():
+        steps = {
+            domain: math.ceil((reference.samples_per_epoch or len(rows)) / self._block_size) * reference.epochs
+            for domain, rows in self._train.items()
+        }
+        references.warn_of_warmup(steps, self._args.warmup_steps, self._say)
+        folder = references.runs_folder(self._file)
+        with random_state_kept(), ExitStack() as held:
+            on_main(lambda: held.enter_context(locked(folder / ".lock")))
             self._results = references.measure(
                 tuple(self._train),
                 self._run,
-                references.runs_folder(self._file),
+                folder,
                 {domain: self._identity(domain) for domain in self._train},
                 epochs=reference.epochs,
                 stop_when_rising=reference.stop_when_rising,
@@ -123,7 +140,6 @@ class SFTReferences:
                 f"{self._args.max_length} are cut under one tokenizer, or the chat templates differ; raise max_length, "
                 "or take a reference model of the same tokenizer family"
             )
-        args = self._args
         on_main(
             lambda: references.plot_beside(
                 self._file,
@@ -134,14 +150,8 @@ class SFTReferences:
                     reference_model=self._reference_model,
                     difference=self._difference,
                     settings=self._config.reference.model_dump(exclude={"model"})
-                    | {
-                        "learning_rate": args.learning_rate,
-                        "adapter": self._adapter or "none: full fine-tune",
-                        "rows_per_step": self._block_size,
-                        "sequence_len": args.max_length,
-                        "seed": args.seed,
-                        "processes": args.world_size,
-                    },
+                    | self._settings
+                    | {"rows_per_step": self._block_size, "processes": self._args.world_size},
                     rows_per_domain=self._num_rows,
                     probe=probe,
                     data=data,
@@ -231,14 +241,6 @@ class SFTReferences:
         return "token" if self._difference is None else "byte"
 
     @property
-    def _adapter(self) -> dict | None:
-        adapter = self._given.get("peft_config")
-        if adapter is None:
-            return None
-        in_order = {k: sorted(v) if isinstance(v, set) else v for k, v in adapter.to_dict().items()}
-        return json.loads(json.dumps(in_order, default=str))
-
-    @property
     def _block_size(self) -> int:
         args = self._args
         return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -262,20 +264,57 @@ class SFTReferences:
             self._logger.info(line)
 
 
+def settings_of(args: tuple, kwargs: Mapping) -> dict:
+    """The settings of a trainer that the runs behind a references.json share with their main run.
+
+    Args:
+        args: The main trainer's positional arguments.
+        kwargs: Its other keyword arguments.
+
+    Returns:
+        For `references.write` and `references.misfits`; nothing where the trainer has no `args`.
+    """
+    given = _named(args, kwargs)
+    arguments, adapter = given.get("args"), given.get("peft_config")
+    if arguments is None:
+        return {}
+    in_order = {k: sorted(v) if isinstance(v, set) else v for k, v in adapter.to_dict().items()} if adapter else None
+    return {
+        "learning_rate": arguments.learning_rate,
+        "adapter": json.loads(json.dumps(in_order, default=str)) if in_order else "none: full fine-tune",
+        "sequence_len": getattr(arguments, "max_length", None),  # TRL takes plain arguments, too
+        "seed": arguments.seed,
+    }
+
+
+def _named(args: tuple, kwargs: Mapping) -> dict:
+    """All arguments of a trainer by name."""
+    return {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+
+
 def on_main(function: Callable):
     """Call a function in the main process alone; its result, or its error, is that of all processes."""
     state, box = PartialState(), [None, None]
     if state.is_main_process:
         try:
             box[0] = function()
-        except (OSError, RuntimeError, ValueError) as error:
-            box[1] = error
+        except Exception as error:  # whatever it is: the other processes wait for it
+            box[1] = _portable(error) if state.num_processes > 1 else error
     if state.num_processes > 1:
         broadcast_object_list(box)
     result, error = box
     if error is not None:
         raise error
     return result
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself where it can be sent to another process, else one with its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error's class may raise anything here
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 @contextmanager

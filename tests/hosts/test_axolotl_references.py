@@ -122,16 +122,16 @@ def test_reference_runs_and_main_run_measure_the_very_same_rows(made_on_demand):
 def test_what_a_finished_domain_leaves_is_its_history_and_its_yaml(made_on_demand):
     _, folder, _ = made_on_demand
     for domain in TWO:
-        left = {path.name for path in (folder / "measured" / "references" / domain).iterdir()}
+        left = {path.name for path in (folder / "measured" / "references.runs" / domain).iterdir()}
         assert left == {"config.yml", "debug.log", "run.json", "versatune"}
-    written = yaml.safe_load((folder / "measured" / "references" / "law" / "config.yml").read_text())
+    written = yaml.safe_load((folder / "measured" / "references.runs" / "law" / "config.yml").read_text())
     assert [entry["domain"] for entry in written["datasets"]] == ["law"]
     assert "max_steps" not in written
 
 
 def test_command_killed_twice_gives_the_file_of_an_unbroken_one(workspace, twin, made_on_demand, tmp_path):
     _, unbroken, _ = made_on_demand
-    config, measured = config_of(workspace, tmp_path, twin), tmp_path / "measured" / "references"
+    config, measured = config_of(workspace, tmp_path, twin), tmp_path / "measured" / "references.runs"
     process = start(config, tmp_path)
     wait_for(lambda: list((measured / "law").glob("checkpoint-2/trainer_state.json")))
     os.killpg(process.pid, signal.SIGKILL)  # the command and its run
@@ -183,7 +183,7 @@ def test_two_processes_measure_a_model_of_another_tokenizer_per_byte(workspace, 
     assert "measured in nats per UTF-8 byte" in output
     (first, last) = document["curves"]["law"]
     assert (first["step"], last["step"]) == (0, 2)  # 8 rows, 4 per step of both processes
-    record = json.loads(history_path(tmp_path / "measured" / "references" / "law").read_text().splitlines()[0])
+    record = json.loads(history_path(tmp_path / "measured" / "references.runs" / "law").read_text().splitlines()[0])
     main, seen = document["probe"]["domains"]["law"], record["probe"]["law"]
     assert main["target_bytes"] == seen["target_bytes"]  # answers alone are targets: the same text under both
     assert main["target_tokens"] < seen["target_tokens"] == seen["target_bytes"] + seen["rows"]  # each ends with </s>

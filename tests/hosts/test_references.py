@@ -72,7 +72,7 @@ def test_reference_run_measures_the_very_rows_of_the_main_run(made):
     assert first["probe"] == document["probe"]["domains"]
     for domain in DOMAINS:  # the same model before its first step: the same loss to the last digit
         assert document["curves"][domain][0]["loss"] == first["losses"][domain]
-        history = read_history(history_path(file.parent / "references" / domain))
+        history = read_history(history_path(file.parent / "references.runs" / domain))
         assert [point["loss"] for point in document["curves"][domain]] == [r["losses"][domain] for r in history]
         assert document["reference_losses"][domain] == min(r["losses"][domain] for r in history[1:])
 
@@ -80,7 +80,7 @@ def test_reference_run_measures_the_very_rows_of_the_main_run(made):
 def test_checkpoints_of_finished_reference_runs_are_deleted(made):
     _, _, file = made
     for domain in DOMAINS:
-        assert {path.name for path in (file.parent / "references" / domain).iterdir()} == {"run.json", "versatune"}
+        assert {path.name for path in (file.parent / "references.runs" / domain).iterdir()} == {"run.json", "versatune"}
 
 
 def test_run_with_a_present_file_equals_the_one_that_made_it(workspace, made, tmp_path, caplog):
@@ -95,14 +95,14 @@ def test_file_of_a_killed_run_equals_that_of_an_unbroken_one(workspace, made, tm
     _, _, unbroken = made
     mine = tmp_path / "measured" / "references.json"
     options = {"versatune": block(workspace, mine), "save_strategy": "no", "trainer": peft(), **BASE_STEPS}
-    of_code = history_path(tmp_path / "measured" / "references" / DOMAINS[2])
+    of_code = history_path(tmp_path / "measured" / "references.runs" / DOMAINS[2])
     for place in (
-        lambda: list(mine.parent.glob(f"references/{DOMAINS[0]}/checkpoint-*")),  # between two epochs
+        lambda: list(mine.parent.glob(f"references.runs/{DOMAINS[0]}/checkpoint-*")),  # between two epochs
         lambda: runs.num_lines(of_code) >= 1,  # two domains are finished
     ):
         runs.kill_when(runs.start(workspace, tmp_path / "out", **options), place)
         assert not mine.exists()
-    finished = {path: path.stat().st_mtime_ns for path in mine.parent.glob("references/*/run.json")}
+    finished = {path: path.stat().st_mtime_ns for path in mine.parent.glob("references.runs/*/run.json")}
     del finished[of_code.parents[1] / "run.json"]
     assert len(finished) == 2
     runs.run(workspace, tmp_path / "out", **options)
@@ -177,7 +177,7 @@ def test_other_tokenizer_is_measured_per_byte_in_both_runs(workspace, other_mode
     assert (facts["target_bytes"], facts["target_tokens"]) == (num_bytes, num_tokens)
     assert records[-1]["losses"]["law"] == pytest.approx(loss * num_tokens / num_bytes, rel=1e-12)
 
-    of_reference = read_history(history_path(tmp_path / "references" / "law"))[0]
+    of_reference = read_history(history_path(tmp_path / "references.runs" / "law"))[0]
     seen = of_reference["probe"]["law"]
     # without a start token a row's first token is no target: here "R", in the main run "Repeat"
     assert 0 < seen["target_bytes"] - num_bytes <= seen["rows"] * len("Repeat")

@@ -2,7 +2,7 @@
 
 Words, pairs of words and character n-grams, weighted by TF-IDF, go into a multinomial logistic regression in which
 every domain weighs the same, whatever its number of rows. Its probabilities are calibrated on rows it was not fitted
-on: out-of-fold logits are divided by one temperature. (Vocabulary and IDF come from all rows.) Cost: four regressions.
+on: out-of-fold logits are divided by one temperature, which may soften but not sharpen. (Vocabulary and IDF come from all rows.) Cost: four regressions.
 """
 
 import random
@@ -34,7 +34,7 @@ BATCH_SIZE = 512  # texts judged between two reports of progress
 WORD = r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]"
 """A word, a sign, or a single character of a script that puts no spaces between words."""
 SETTINGS = {
-    "version": 1,
+    "version": 2,
     "features": "words 1-2, characters 2-4 within words, TF-IDF",
     "model": "logistic regression, C 10, domains balanced",
     "max_rows": MAX_ROWS,
@@ -188,14 +188,18 @@ def _held_out_logits(features, rows: _Rows) -> np.ndarray:
 
 
 def _best_temperature(logits: np.ndarray, domain_ids: np.ndarray) -> float:
-    """The temperature in [0.1, 10] with the least loss, each domain weighing the same."""
+    """The temperature in [1, 10] with the least loss, each domain weighing the same.
+
+    Not below 1: held-out rows look like the rows fitted on, generated texts do not. Sharpened by rows from templates,
+    the judge was sure of 98 % of a real model's texts, unsharpened of 16 %; on real rows the mean hardly changes.
+    """
     weights = 1.0 / np.bincount(domain_ids)[domain_ids]
 
     def loss(log_temperature: float) -> float:
         probabilities = _softmax(logits / np.exp(log_temperature))
         return -weights @ np.log(probabilities[np.arange(len(logits)), domain_ids].clip(1e-12))
 
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10.0)), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=(0.0, np.log(10.0)), method="bounded").x))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
