@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from versatune_plugin import detection_run, references
-from versatune_plugin.axolotl_references import Rows, remedy, without_launcher
+from versatune_plugin.axolotl_references import Rows, remedy, settings_of, without_launcher
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.history import write_atomically
 from versatune_plugin.trainer_checks import describe_model
@@ -86,7 +86,7 @@ def with_measurements(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping
     def describe(model: str) -> dict:
         return describe_model(model, cfg.revision_of_model if model == cfg.base_model else None)
 
-    config, document = references.of_file(config, domains, cfg.base_model, describe, command)
+    config, document = references.of_file(config, domains, cfg.base_model, describe, command, settings_of(cfg))
     rows = Rows.of(train, heldout, config.probe.rows_per_domain, cfg.seed)
     references.refuse(file, document, references.row_misfits(document, rows.data, rows.probe), command)
     logger.info(references.summary(document, file))

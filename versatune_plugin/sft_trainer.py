@@ -6,7 +6,7 @@ from trl import SFTTrainer
 from versatune_plugin import data, references
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.sft_detection import detected_start
-from versatune_plugin.sft_references import SFTReferences, on_main
+from versatune_plugin.sft_references import SFTReferences, on_main, settings_of
 from versatune_plugin.trainer import VersaTuneMixin, visible_logger
 from versatune_plugin.trainer_checks import check_before_the_model, check_domains_fit, describe_model
 
@@ -53,7 +53,9 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         if config.reference is None or on_main(path.exists):
             model = args[0] if args else kwargs["model"]
             remedy = f"delete it and {references.runs_folder(path)}, and with a `reference:` it is made anew"
-            config, document = references.of_file(config, tuple(train), model, describe_model, remedy)
+            config, document = references.of_file(
+                config, tuple(train), model, describe_model, remedy, settings_of(args, kwargs)
+            )
             return config, lambda: self.check_rows_of(path, document, remedy)
         runs = SFTReferences(config, train, heldout, args, kwargs, VersaTuneSFTTrainer, visible_logger())
         runs.measure()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from datasets import Dataset
 
 pytest.importorskip("axolotl")
 
@@ -158,11 +159,12 @@ def test_file_that_fits_is_left_alone_and_one_that_does_not_names_refresh(made_o
     fits = start(config, folder)
     changed = json.loads(json.dumps(config))
     changed["versatune"]["reference"]["epochs"] = 3
-    changed["warmup_steps"] = 6
+    changed |= {"warmup_steps": 6, "learning_rate": 0.5}
     (folder / "other").mkdir()
     stale = to_its_end(start(changed, folder / "other"))
     assert stale[0] == 1
     assert "its runs had epochs 2, the block's `reference:` has 3" in stale[1]
+    assert "this run has 0.5 (they may differ only without" in stale[1]
     assert "config.yml --refresh" in stale[1]
     assert "never reach the learning rate: law 6, code 6 step(s)" in stale[1]
     status, output = to_its_end(fits)
@@ -236,6 +238,47 @@ def test_misspelt_option_is_no_argument_of_the_launcher(tmp_path):
     finished = CliRunner().invoke(cli.main, ["references", str(tmp_path / "my.yml"), "--refrehs"])
     assert finished.exit_code == 2
     assert "No such option" in finished.output
+
+
+def test_refresh_of_what_cannot_be_made_forgets_nothing(workspace, twin, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("no rows")
+
+    path, file = tmp_path / "config.yml", tmp_path / "measured" / "references.json"
+    path.write_text(yaml.safe_dump(config_of(workspace, tmp_path, twin)))
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr(axolotl_references, "_Work", refuse)
+    with pytest.raises(ValueError, match="no rows"):
+        axolotl_references.make_references(path, **(ALONE | {"refresh": True}))
+    assert file.exists()
+
+
+def rows_of(*texts: str) -> Dataset:
+    return Dataset.from_dict({"input_ids": [list(text.encode()) for text in texts]})
+
+
+def test_runs_that_had_other_rows_than_the_command_are_refused_by_domain(tmp_path):
+    work = object.__new__(axolotl_references._Work)
+    work.domains = ("law", "code", "tax")
+    train = {domain: rows_of(domain, "train") for domain in work.domains}
+    heldout = {domain: rows_of(domain, "heldout") for domain in work.domains}
+    work._reference = axolotl_references.Rows.of(train, heldout, 2, 5)
+    results = {d: {"probe": work._reference.probe[d], "data": work._reference.data[d]} for d in work.domains}
+    assert work._reference.are_those_of("law", results["law"] | {"data": None})
+    results["law"] = results["law"] | {"probe": {"fingerprint": "other"}}
+    results["code"] = results["code"] | {"data": "other"}
+    with pytest.raises(ValueError, match="the reference runs of 'law', 'code' had other rows"):
+        work.write(tmp_path / "references.json", results)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_a_yaml_compare_as_numbers_and_with_the_adapter_they_have():
+    cfg = {"learning_rate": "1e-4", "sequence_len": 64, "seed": 5}
+    full = axolotl_references.settings_of(cfg)
+    assert full == {"learning_rate": 1e-4, "adapter": "none: full fine-tune", "sequence_len": 64, "seed": 5}
+    lora = axolotl_references.settings_of(cfg | {"adapter": "lora", "lora_r": 8})["adapter"]
+    assert (lora["peft_type"], lora["lora_r"], lora["lora_alpha"]) == ("lora", 8, None)
 
 
 @pytest.mark.parametrize(

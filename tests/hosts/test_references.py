@@ -1,9 +1,12 @@
 """Reference losses end to end: made by TRL in its own processes and by Axolotl's command, killed, and used."""
 
 import json
+import logging
+import pickle
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ pytest.importorskip("trl")
 from tests.hosts import inside, runs
 from tests.hosts.test_trl import HELDOUT, text
 from tests.tiny import DOMAINS, NUM_ROWS
-from versatune_plugin import references
+from versatune_plugin import references, sft_references
+from versatune_plugin.cache import locked
+from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.history import history_path, read_history
 from versatune_plugin.signals import learnable_potential
 
@@ -247,6 +252,61 @@ def test_reference_run_with_nothing_but_a_cut_off_checkpoint_starts_from_the_beg
         inside.train(workspace, tmp_path, resume=str(tmp_path / "checkpoint-1"))
 
 
+def test_folder_at_which_another_script_is_at_work_is_refused(workspace, tmp_path):
+    file = tmp_path / "references.json"
+    with (
+        locked(references.runs_folder(file) / ".lock"),
+        pytest.raises(RuntimeError, match=r"references\.runs/\.lock is in use by another process"),
+    ):
+        inside.build(workspace, tmp_path, versatune=block(workspace, file), **ONLY_LAW)
+    assert not (references.runs_folder(file) / "law").exists()
+
+
+def test_warm_up_longer_than_a_reference_run_is_named(workspace, tmp_path, monkeypatch, caplog):
+    from trl import SFTConfig
+
+    monkeypatch.setattr(references, "measure", lambda *_, **__: {})
+    caplog.set_level("INFO", "versatune_plugin")
+    config = VersaTuneConfig(**block(workspace, tmp_path / "references.json"))
+    args = SFTConfig(str(tmp_path), warmup_steps=8, per_device_train_batch_size=2, use_cpu=True, report_to="none")
+    rows, logger = ONLY_LAW["rows"], logging.getLogger("versatune_plugin")
+    options = {"model": str(workspace / "model"), "args": args}
+    sft_references.SFTReferences(config, rows, rows, (), options, None, logger).measure()
+    assert "warmup_steps is 8, so these reference runs never reach the learning rate: law 8 step(s)" in caplog.text
+
+
+def test_settings_of_a_run_are_those_of_the_file_it_made(workspace, made):
+    _, trainer, file = made
+    settings = sft_references.settings_of((None, trainer.args), peft())
+    document = references.read(file)
+    assert settings["learning_rate"] == 0.01
+    assert settings["adapter"]["r"] == 4
+    assert settings == {key: document["settings"][key] for key in settings}
+    assert sft_references.settings_of(("model",), {}) == {}
+
+
+class Strange(Exception):
+    """An error that cannot be sent to another process."""
+
+    def __init__(self, one, two) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(KeyError("missing"), KeyError), (Strange(1, 2), RuntimeError)], ids=["any", "cannot be sent"]
+)
+def test_any_error_of_the_main_process_reaches_the_others(monkeypatch, error, kind):
+    def fail():
+        raise error
+
+    sent = []
+    monkeypatch.setattr(sft_references, "PartialState", lambda: SimpleNamespace(is_main_process=True, num_processes=2))
+    monkeypatch.setattr(sft_references, "broadcast_object_list", lambda box: sent.append(pickle.dumps(box)))
+    with pytest.raises(kind, match=r"missing|Strange: 1 and 2"):
+        sft_references.on_main(fail)
+    assert isinstance(pickle.loads(sent[0])[1], kind)
+
+
 def test_missing_file_without_a_reference_model_is_refused(workspace, tmp_path):
     versatune = inside.block(reference_losses=str(tmp_path / "references.json"))
     with pytest.raises(ValueError, match=r"references.json does not exist; delete it") as error:
@@ -266,7 +326,7 @@ def test_missing_file_without_a_reference_model_is_refused(workspace, tmp_path):
 def test_file_of_other_rows_is_refused(workspace, made, tmp_path, options, phrase):
     _, _, file = made
     with pytest.raises(ValueError, match=phrase):
-        inside.build(workspace, tmp_path, versatune=block(workspace, file), **options)
+        inside.build(workspace, tmp_path, versatune=inside.block(reference_losses=str(file)), **options)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +359,7 @@ def test_file_of_other_models_is_refused(workspace, made, other_model, tmp_path)
 
 def test_block_without_a_number_of_probe_rows_takes_that_of_the_file(workspace, made, tmp_path):
     _, _, file = made
-    versatune = block(workspace, file) | {"probe": {}}
+    versatune = inside.block(reference_losses=str(file), probe={})
     trainer = inside.build(workspace, tmp_path, versatune=versatune)
     assert trainer.probe_facts["law"]["rows"] == 6
 
@@ -342,3 +402,11 @@ def test_plain_trainer_reads_a_file_and_cannot_make_one(workspace, made, tmp_pat
     with pytest.raises(ValueError, match="does not exist; give the numbers") as error:
         build(tmp_path / "missing.json")
     assert "VersaTuneSFTTrainer, which makes" in str(error.value)
+
+
+def test_run_with_other_settings_than_its_reference_runs_is_refused(workspace, made, tmp_path):
+    _, _, file = made
+    options = {"learning_rate": 0.02, "trainer": peft()}
+    with pytest.raises(ValueError, match=r"its runs had learning_rate 0\.01, this run has 0\.02"):
+        inside.build(workspace, tmp_path, versatune=block(workspace, file), **options)
+    inside.build(workspace, tmp_path, versatune=inside.block(reference_losses=str(file)), **options)
