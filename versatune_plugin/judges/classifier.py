@@ -2,7 +2,8 @@
 
 Words, pairs of words and character n-grams, weighted by TF-IDF, go into a multinomial logistic regression in which
 every domain weighs the same, whatever its number of rows. Its probabilities are calibrated on rows it was not fitted
-on: out-of-fold logits are divided by one temperature, which may soften but not sharpen. (Vocabulary and IDF come from all rows.) Cost: four regressions.
+on: out-of-fold logits are divided by one temperature, which may soften but not sharpen. (Vocabulary and IDF come from
+all rows.) Cost: four regressions.
 """
 
 import random
