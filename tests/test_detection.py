@@ -534,14 +534,16 @@ MODEL = {"name": "words", "fingerprint": "f00d"}
 
 def check(document, **given):
     given = {"domains": DOMAINS, "model": MODEL, "remedy": "Do it again", **given}
-    check_detection({"base_model": MODEL, **document}, path="out/detection.json", **given)
+    return check_detection({"base_model": MODEL, **document}, path="out/detection.json", **given)
 
 
 def test_a_detection_of_the_same_domains_model_and_data_fits(detection):
     document = detection[0] | {"data": {"law": "1"}}
-    check(document)
-    check(document, domains=DOMAINS[::-1], data_fingerprints={"law": "1", "code": "2"})
-    check(document, model={"name": "elsewhere/words", "fingerprint": "f00d"})
+    assert check(document) is None
+    assert check(document, domains=DOMAINS[::-1], data_fingerprints={"law": "1", "code": "2"}) is None
+    assert check(document, model={"name": "elsewhere/words", "fingerprint": "f00d"}) is None
+    with pytest.raises(ValueError, match="the data of 'law' has changed"):  # the very check that passed above
+        check(document, data_fingerprints={"law": "2", "code": "2"})
 
 
 def test_a_model_without_a_fingerprint_is_compared_by_its_name(detection):

@@ -179,7 +179,8 @@ def test_names_that_matplotlib_would_read_as_something_else_and_many_domains_are
         "proportions": dict.fromkeys(domains, 0.05),
         "intervals": {domain: [0, 0.1] for domain in domains},
     }
-    plot_detections({"org/a-model-with-a-very-long-name-of-$5 $6": document}, tmp_path / "plot.png")
+    plot = plot_detections({"org/a-model-with-a-very-long-name-of-$5 $6": document}, tmp_path / "plot.png")
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_detections_of_different_domains_are_not_compared(matplotlib, document, tmp_path):
