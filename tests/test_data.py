@@ -155,6 +155,27 @@ def test_an_empty_row_without_labels_has_no_targets():
     assert data.num_targets(tokens(ROWS).remove_columns("labels")) == 2 + 0 + 0 + 3
 
 
+def test_targets_of_chosen_rows_follow_their_order_and_repeat():
+    labels = [[5, -100, 7], [8], [], [-100, -100, 11, 12]]
+    assert data.target_counts(tokens(ROWS, labels), np.array([3, 0, 3, 2])).tolist() == [2, 1, 2, 0]
+    assert data.target_counts(tokens(ROWS, labels).select([3, 0]), np.array([1])).tolist() == [1]
+
+
+def test_the_first_token_of_every_sequence_packed_in_a_row_is_no_target():
+    rows = tokens([[1, 2, 3, 4, 5, 6], [7, 8]], [[1, 2, 3, -100, 5, 6], [7, 8]])
+    packed = rows.add_column("seq_lengths", [[2, 0, 3, 1], [2]])
+    # 2 of [1, 2]; 5 of [3, -100, 5]; none of [6]
+    assert data.target_counts(packed).tolist() == [2, 1]
+    assert data.target_counts(packed, np.array([1, 0])).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("unit", "amounts"), [("examples", [1, 1]), ("tokens", [4, 3]), ("target_tokens", [2, 1])])
+def test_a_row_counts_one_example_its_tokens_or_its_targets(unit, amounts):
+    rows = tokens(ROWS, [[5, -100, 7], [8], [], [-100, -100, 11, 12]])
+    assert data.costs(rows, unit, np.array([3, 0])).tolist() == amounts
+    assert data.costs(rows.select([3, 0]), unit).tolist() == amounts
+
+
 # Fingerprints
 
 

@@ -9,10 +9,10 @@ from versatune_plugin.report import format_summary, format_update, plot_history,
 ROWS = {"law": 100, "code": 50}
 
 
-def make_record(step, drawn, proportions, before=None, acts_at_draw=None, losses=(2.0, 3.0), proposed=None, **words):
+def make_record(step, drawn, proportions, before=None, acts_at_draw=None, losses=(2.0, 3.0), proposed=None, **more):
     """A history record with 10 draws per step and two domains; `drawn` and the vectors in domain order.
 
-    `words`: `skipped` and `note`.
+    Rows of law have 4 tokens, 2 of them targets; rows of code 16 and 3. `more`: `skipped`, `note` and `unit`.
     """
 
     def by_domain(vector):
@@ -23,13 +23,16 @@ def make_record(step, drawn, proportions, before=None, acts_at_draw=None, losses
         "num_drawn": 10 * step,
         "num_rows_by_domain": ROWS,
         "drawn_by_domain": by_domain(drawn),
+        "tokens_by_domain": by_domain((4 * drawn[0], 16 * drawn[1])),
+        "target_tokens_by_domain": by_domain((2 * drawn[0], 3 * drawn[1])),
+        "unit": more.get("unit", "examples"),
         "losses": by_domain(losses),
         "reference_losses": by_domain((1.0, 1.5)),
         "proportions_before": by_domain(before or proportions),
         "proportions": by_domain(proportions),
         "acts_at_draw": acts_at_draw,
-        "skipped": words.get("skipped"),
-        "note": words.get("note"),
+        "skipped": more.get("skipped"),
+        "note": more.get("note"),
         "proposed": by_domain(proposed),
     }
 
@@ -90,11 +93,25 @@ def test_the_summary_counts_rows_draws_passes_and_shares(records):
         # 120 draws at 0.5 and 280 at 0.9: (60 + 252) / 400
         "requested": pytest.approx(0.78),
         "realised": pytest.approx(312 / 400),
+        "tokens": pytest.approx(4 * 312 / (4 * 312 + 16 * 88)),
         "first": 2.0,
         "last": 1.25,
     }
     assert (code["passes"], code["first"], code["last"]) == (88 / 50, 3.0, 2.8)
     assert code["requested"] == pytest.approx(0.22)
+
+
+@pytest.mark.parametrize(("unit", "law", "code"), [("tokens", 4, 16), ("target_tokens", 2, 3)])
+def test_shares_are_of_what_the_proportions_are_shares_of(unit, law, code):
+    records = [
+        make_record(0, (0, 0), (0.5, 0.5), unit=unit),
+        make_record(10, (80, 20), (0.9, 0.1), before=(0.5, 0.5), acts_at_draw=100, unit=unit),
+        make_record(20, (160, 40), (0.9, 0.1), unit=unit),
+    ]
+    row, _ = summarise(records)
+    assert row["realised"] == pytest.approx(law * 160 / (law * 160 + code * 40))
+    # both halves of the run drew as many tokens: (0.5 + 0.9) / 2
+    assert row["requested"] == pytest.approx(0.7)
 
 
 def test_requested_shares_sum_to_one(records):
@@ -131,16 +148,16 @@ def test_summarising_changes_no_record(records):
 def test_the_table_is_aligned_and_holds_every_number(records):
     lines = format_summary(records).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
-        "domain rows drawn passes requested realised first loss last loss",
-        "law 100 312 3.12 0.780 0.780 2.000 1.250",
-        "code 50 88 1.76 0.220 0.220 3.000 2.800",
+        "domain rows drawn passes requested realised of tokens first loss last loss",
+        "law 100 312 3.12 0.780 0.780 0.470 2.000 1.250",
+        "code 50 88 1.76 0.220 0.220 0.530 3.000 2.800",
     ]
     assert len({len(line) for line in lines}) == 1
 
 
 def test_what_was_not_measured_is_a_dash():
     lines = format_summary([make_record(0, (0, 0), (0.5, 0.5), losses=None)]).splitlines()
-    assert lines[1].split() == ["law", "100", "0", "0.00", "-", "-", "-", "-"]
+    assert lines[1].split() == ["law", "100", "0", "0.00", "-", "-", "-", "-", "-"]
 
 
 # --- plot ---------------------------------------------------------------------------------------------------

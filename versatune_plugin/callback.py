@@ -1,8 +1,8 @@
 """VersaTuneCallback: at each update interval probe -> mixture -> sampler -> history; saved with checkpoints.
 
 Staleness. Rows reach the model some batches after they were drawn: a rank holds up to 1 + workers * prefetch
-micro-batches. New proportions therefore act at the first optimizer step beyond that look-ahead; the draw number
-is computed from the step, not from where the loader happens to be, so it is the same on all ranks and after a
+micro-batches. New proportions therefore act on the first draw that no optimizer step within that look-ahead can need;
+it is computed from the step, not from where the loader happens to be, so it is the same on all ranks and after a
 resume.
 """
 
@@ -17,11 +17,12 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from versatune_plugin.data import UNITS
 from versatune_plugin.history import History, history_path
 from versatune_plugin.mixture import Mixture, Update
 from versatune_plugin.report import format_summary, format_update, plot_history
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,11 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         """A new run measures before its first step; a resumed one takes over the checkpoint's state."""
         self._mixture = self._new_mixture(state.max_steps)
         self._plan = dict(self._mixture.strategy.plan(state.max_steps))
-        self._num_draws = state.max_steps * self._trainer.mixture_sampler.block_size  # of the whole run
+        self._num_draws = self._planned_draw(state.max_steps)  # of the whole run
         self._interval = self._interval_in_steps(state.max_steps)
         self._look_ahead = LookAhead.of(args)
-        self._tokens = np.zeros(len(self._mixture.domains), dtype=np.int64)
-        self._drawn = np.zeros_like(self._tokens)  # by domain, at the last history line
-        self._counted_draw = 0  # draws at the last history line
+        # rows, tokens and target tokens by domain, at the last history line
+        self._drawn = np.zeros((len(UNITS), len(self._mixture.domains)), dtype=np.int64)
         self._recorded_step = -1  # optimizer step of the last history line
         self._probe_seconds = self._last_probe_seconds = 0.0
         self._began = time.perf_counter()
@@ -95,7 +95,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             self._restore(state)
         else:
             for step, proportions in self._plan.items():
-                self._trainer.mixture_sampler.set_proportions(proportions, at_draw=self._draw_of(step))
+                self._trainer.mixture_sampler.set_proportions(proportions, at_draw=self._planned_draw(step))
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self._history = self._open_history(args.output_dir, resumed) if state.is_world_process_zero else None
         self._announce(state)
@@ -104,8 +104,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Point the sampler at the epoch: a loader that skips batches after a resume does not pass it on."""
-        sampler = self._trainer.mixture_sampler
-        sampler.set_epoch(state.global_step * sampler.block_size // sampler.num_samples)
+        feed = self._trainer.feed
+        feed.set_epoch(state.global_step // feed.steps_per_epoch)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Update where the interval is over, or where a planned change acts."""
@@ -133,11 +133,10 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "args": {},
             "attributes": {
                 "version": STATE_VERSION,
-                "sampler": self._trainer.mixture_sampler.state_dict(),
+                "feed": self._trainer.feed.state_dict(),
                 "mixture": self._mixture.state_dict(),
                 "train_losses": losses.state_dict() if (losses := self._trainer.train_losses) is not None else None,
-                "tokens": self._tokens.tolist(),
-                "counted_draw": self._counted_draw,
+                "drawn": self._drawn.tolist(),
                 "recorded_step": self._recorded_step,
                 "plan": list(self._plan),
                 "fingerprints": self._fingerprints,
@@ -154,10 +153,10 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
     def _update(self, state) -> Update:
         if state.global_step in self._plan:  # the sampler has known it since the start
             update = self._measure(state, decide=True)
-            self._record(state, update, acts_at_draw=self._draw_of(state.global_step))
+            self._record(state, update, acts_at_draw=self._planned_draw(state.global_step))
             return update
         sampler, acts_at_draw = self._trainer.mixture_sampler, None
-        next_draw = self._draw_of(state.global_step + self._look_ahead.num_steps)
+        next_draw = self._trainer.feed.draws_until(state.global_step + self._look_ahead.num_steps)
         update = self._measure(state, decide=True, caps=self._caps(next_draw))
         self._trainer.check_agreement(update.proportions)
         if not np.array_equal(update.proportions, update.proportions_before):
@@ -192,24 +191,27 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         num_rows = np.array(list(sampler.num_rows_by_domain.values()))
         return guards.caps(num_rows, sampler.drawn_before(draw), self._num_draws - draw)
 
-    def _draw_of(self, step: int) -> int:
-        """The first draw of an optimizer step (counted from 0)."""
+    def _planned_draw(self, step: int) -> int:
+        """The draw at which an optimizer step (counted from 0) is expected to begin: exact unless rows are packed."""
         return step * self._trainer.mixture_sampler.block_size
 
     def _record(self, state, update: Update, acts_at_draw: int | None) -> None:
         """Write the update to the history, the trackers and the log."""
-        sampler = self._trainer.mixture_sampler
-        num_drawn = state.global_step * sampler.block_size  # trained on; the sampler itself is ahead
-        self._tokens += self._trainer.num_tokens_by_domain(sampler.rows(self._counted_draw, num_drawn))
-        since, self._counted_draw, self._recorded_step = self._counted_draw, num_drawn, state.global_step
-        drawn = sampler.drawn_before(num_drawn)
+        feed = self._trainer.feed
+        rows = feed.rows_of_steps(max(self._recorded_step, 0), state.global_step)  # trained on
+        since_last = self._trainer.amounts_by_domain(rows)
+        self._drawn, self._recorded_step = self._drawn + since_last, state.global_step
+        feed.forget_before(state.global_step)
+        drawn, tokens, target_tokens = self._drawn
         record = {
             "step": state.global_step,
-            "epoch": num_drawn / sampler.num_samples,
-            "num_drawn": num_drawn,
-            "num_rows_by_domain": sampler.num_rows_by_domain,
+            "epoch": state.global_step / feed.steps_per_epoch,
+            "num_drawn": int(drawn.sum()),
+            "num_rows_by_domain": feed.sampler.num_rows_by_domain,
             "drawn_by_domain": self._by_domain(drawn),
-            "tokens_by_domain": self._by_domain(self._tokens),
+            "tokens_by_domain": self._by_domain(tokens),
+            "target_tokens_by_domain": self._by_domain(target_tokens),
+            "unit": self._settings["unit"],
             "signal": "probe" if self._trainer.train_losses is None else "train",
             "losses": self._by_domain(update.losses),
             "smoothed_losses": self._by_domain(update.smoothed_losses),
@@ -233,8 +235,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         if self._history is not None:
             self._history.append(record)
             self._logger.info(format_update(record, state.max_steps))
-        realised = (drawn - self._drawn) / (num_drawn - since) if num_drawn > since else None
-        self._drawn = drawn
+        amounts = since_last[UNITS.index(self._settings["unit"])]
+        realised = amounts / amounts.sum() if amounts.any() else None
         self._trainer.log_mixture(
             {
                 f"versatune/{name}/{domain}": value
@@ -283,7 +285,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 f"the checkpoint's state has version {saved['version']}, this release reads {STATE_VERSION}"
             )
         self._mixture.load_state_dict(saved["mixture"])
-        self._trainer.mixture_sampler.load_state_dict(saved["sampler"])
+        self._trainer.feed.load_state_dict(saved["feed"])
         changed = [name for name, value in self._fingerprints.items() if saved["fingerprints"].get(name) != value]
         if changed:
             raise ValueError(
@@ -297,9 +299,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             )
         if self._trainer.train_losses is not None and saved["train_losses"] is not None:
             self._trainer.train_losses.load_state_dict(saved["train_losses"])
-        self._tokens = np.array(saved["tokens"], dtype=np.int64)
-        self._counted_draw, self._recorded_step = saved["counted_draw"], saved["recorded_step"]
-        self._drawn = self._trainer.mixture_sampler.drawn_before(self._counted_draw)
+        self._drawn, self._recorded_step = np.array(saved["drawn"], dtype=np.int64), saved["recorded_step"]
         settings = self.state()["attributes"]["settings"]
         for name, was in saved["settings"].items():
             if was != settings.get(name):
@@ -347,7 +347,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             )
 
     def _show_summary(self, seconds: float) -> None:
-        records = self._history.records
+        records = self._history.read()
         if len(self._mixture.domains) == 1:  # a reference run: no mixture to show
             return
         self._logger.info("what the run drew and what it did:\n%s", format_summary(records))

@@ -36,6 +36,8 @@ _DEFAULT_START = {
     "odm": "uniform",
     "manual": None,
 }
+Unit = Literal["examples", "tokens", "target_tokens"]
+
 DEFAULT_SIGNAL = {"odm": "train"}
 """Where losses come from, for strategies that do not take held-out rows."""
 
@@ -81,6 +83,10 @@ class VersaTuneConfig(Block):
         description="Where losses come from: held-out rows, or the training batches. Default: probe, but for `odm`.",
     )
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    unit: Unit = Field(
+        "examples",
+        description="What a proportion is a share of: the examples drawn, their tokens, or their target tokens.",
+    )
     samples_per_epoch: int | None = Field(
         None, ge=1, strict=True, description="Examples drawn per epoch. Default: the number of training rows."
     )

@@ -30,6 +30,7 @@ def contradictions(config) -> list[Problem]:
     problems = [
         *_strategy_problems(config),
         *_interval_problems(config),
+        *_unit_problems(config),
         *_start_problems(config),
         *_reference_problems(config),
     ]
@@ -53,6 +54,17 @@ def _interval_problems(config) -> list[Problem]:
     if config.update_interval >= 1 and config.update_interval != int(config.update_interval):
         return [(("update_interval",), "must be a whole number of steps, or a share below 1")]
     return []
+
+
+def _unit_problems(config) -> list[Problem]:
+    if config.unit == "examples":
+        return []
+    problems = []
+    if config.strategy in STAGED:
+        problems.append((("unit",), f"strategy {config.strategy!r} plans its stages in rows: leave it at 'examples'"))
+    if config.guards.max_passes is not None:
+        problems.append((("unit",), "`guards.max_passes` counts rows: leave it at 'examples', or the limit out"))
+    return problems
 
 
 def _start_problems(config) -> list[Problem]:

@@ -12,6 +12,9 @@ from versatune_plugin.domains import is_domain_name
 
 TOKENS = "input_ids"
 LABELS = "labels"
+UNITS = ("examples", "tokens", "target_tokens")
+"""What a proportion can be a share of."""
+PACKED_LENGTHS = "seq_lengths"  # of the sequences in a row that TRL packed
 
 
 def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset]:
@@ -57,17 +60,49 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
 def token_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray:
     """Tokens of each of the given rows (default: all), int64."""
     table = dataset.select_columns(TOKENS).with_format("arrow")[slice(None) if rows is None else rows]
-    return pc.list_value_length(table[TOKENS]).to_numpy().astype(np.int64)
+    return _lengths(table[TOKENS])
+
+
+def costs(dataset: Dataset, unit: str, rows: np.ndarray | None = None) -> np.ndarray:
+    """What each of the given rows (default: all) counts in a unit, int64; every row is one example."""
+    if unit == "examples":
+        return np.ones(len(dataset) if rows is None else len(rows), dtype=np.int64)
+    return (token_counts if unit == "tokens" else target_counts)(dataset, rows)
+
+
+def target_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray:
+    """Target tokens of each of the given rows (default: all), int64.
+
+    These are labels that are not -100, from the second on (the first has nothing before it); of several sequences
+    packed in a row, each one's first is none. Rows without labels are their own labels, as TRL's collator has it.
+    """
+    names = [name for name in (TOKENS, LABELS, PACKED_LENGTHS) if name in dataset.column_names]
+    table = dataset.select_columns(names).with_format("arrow")[slice(None) if rows is None else rows]
+    lengths = _lengths(table[TOKENS])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    is_target = np.ones(starts[-1], dtype=bool)
+    if LABELS in names:
+        is_target = _flat(table[LABELS]) != -100
+    firsts = starts[:-1][lengths > 0]
+    if PACKED_LENGTHS in names:
+        of_sequences = _flat(table[PACKED_LENGTHS])
+        firsts = (np.cumsum(of_sequences) - of_sequences)[of_sequences > 0]
+    is_target[firsts] = False
+    return np.diff(np.concatenate([[0], np.cumsum(is_target)])[starts])
 
 
 def num_targets(dataset: Dataset) -> int:
-    """Target tokens of all rows: labels that are not -100, from the second on (the first has nothing before it).
+    """Target tokens of all rows."""
+    return int(target_counts(dataset).sum())
 
-    Rows without labels are their own labels, as TRL's collator has it.
-    """
-    if LABELS not in dataset.column_names:
-        return int(np.maximum(token_counts(dataset) - 1, 0).sum())
-    return sum(sum(label != -100 for label in labels[1:]) for labels in dataset[LABELS])
+
+def _lengths(lists: pa.ChunkedArray) -> np.ndarray:
+    return pc.list_value_length(lists).to_numpy().astype(np.int64)
+
+
+def _flat(lists: pa.ChunkedArray) -> np.ndarray:
+    """All elements of all lists, one after another."""
+    return pc.list_flatten(lists).to_numpy()
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -65,7 +65,7 @@ class VersaTunePlugin(BasePlugin):
         num_steps = math.ceil(num_samples * cfg.num_epochs / cfg.batch_size)  # as Axolotl counts them
         if config.only_domain:  # a reference run is measured at the end of each epoch, so they have to be whole
             num_steps = math.ceil(num_samples / cfg.batch_size) * math.ceil(cfg.num_epochs)
-        update_interval(config, cfg.max_steps or num_steps, num_samples, cfg.batch_size)
+        update_interval(config, cfg.max_steps or num_steps, math.ceil(num_samples / cfg.batch_size))
         if not preprocess:
             num_rows = {domain: len(rows) for domain, rows in train.items()}
             start_of(config, num_rows, cfg.max_steps or num_steps, cfg.batch_size)

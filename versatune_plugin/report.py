@@ -25,14 +25,16 @@ def format_update(record: dict, num_steps: int) -> str:
 
 
 def summarise(records: Sequence[dict]) -> list[dict]:
-    """One row per domain: rows, drawn, passes, requested and realised share, first and last loss.
+    """One row per domain: rows, drawn, passes, requested and realised share, share of tokens, first and last loss.
+
+    Shares are of what the run's proportions are shares of: of the rows drawn, of their tokens or target tokens.
 
     Args:
         records: A history, oldest first, at least one record.
     """
     last = records[-1]
-    requested = _requested(records)
-    rows = []
+    requested, realised = _requested(records), _share(last, last.get("unit"))
+    of_tokens, rows = _share(last, "tokens"), []
     for domain, num_rows in last["num_rows_by_domain"].items():
         drawn = last["drawn_by_domain"][domain]
         measured = [r["losses"][domain] for r in records if r["losses"] and r["losses"][domain] is not None]
@@ -43,7 +45,8 @@ def summarise(records: Sequence[dict]) -> list[dict]:
                 "drawn": drawn,
                 "passes": drawn / num_rows,
                 "requested": requested[domain],
-                "realised": drawn / last["num_drawn"] if last["num_drawn"] else None,
+                "realised": realised[domain],
+                "tokens": of_tokens[domain],
                 "first": measured[0] if measured else None,
                 "last": measured[-1] if measured else None,
             }
@@ -51,16 +54,32 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     return rows
 
 
+def _amounts(record: dict, unit: str | None) -> dict[str, int]:
+    """What was drawn so far, by domain, in a unit."""
+    key = {"tokens": "tokens_by_domain", "target_tokens": "target_tokens_by_domain"}.get(unit, "drawn_by_domain")
+    return record.get(key) or dict.fromkeys(record["num_rows_by_domain"], 0)
+
+
+def _share(record: dict, unit: str | None) -> dict[str, float | None]:
+    amounts = _amounts(record, unit)
+    total = sum(amounts.values())
+    return {domain: amount / total if total else None for domain, amount in amounts.items()}
+
+
 def _requested(records: Sequence[dict]) -> dict[str, float | None]:
-    """Mean proportion per domain over all draws of the run."""
-    num_drawn = records[-1]["num_drawn"]
+    """Mean proportion per domain over all that the run drew, in the unit of its proportions.
+
+    Where a unit is not the row, what was drawn between two records counts as spread evenly over their rows.
+    """
+    drawn = [record["num_drawn"] for record in records]
+    amounts = [sum(_amounts(record, record.get("unit")).values()) for record in records]
     changes = _changes(records)
     requested = dict.fromkeys(changes[0][1], 0.0)
-    ends = [draw for draw, _ in changes[1:]] + [num_drawn]
-    for (start, proportions), end in zip(changes, ends, strict=True):
+    ends = np.interp([draw for draw, _ in changes] + [drawn[-1]], drawn, amounts)
+    for (_, proportions), length in zip(changes, np.diff(ends).tolist(), strict=True):
         for domain in requested:
-            requested[domain] += max(0, min(end, num_drawn) - start) * proportions[domain]
-    return {domain: total / num_drawn if num_drawn else None for domain, total in requested.items()}
+            requested[domain] += length * proportions[domain]
+    return {domain: total / amounts[-1] if amounts[-1] else None for domain, total in requested.items()}
 
 
 def _changes(records: Sequence[dict]) -> list[tuple[int, dict]]:
@@ -76,7 +95,7 @@ def _changes(records: Sequence[dict]) -> list[tuple[int, dict]]:
 
 def format_summary(records: Sequence[dict]) -> str:
     """The summary as an aligned text table."""
-    header = ("domain", "rows", "drawn", "passes", "requested", "realised", "first loss", "last loss")
+    header = ("domain", "rows", "drawn", "passes", "requested", "realised", "of tokens", "first loss", "last loss")
     table = [header] + [
         (
             row["domain"],
@@ -85,6 +104,7 @@ def format_summary(records: Sequence[dict]) -> str:
             f"{row['passes']:.2f}",
             _number(row["requested"]),
             _number(row["realised"]),
+            _number(row["tokens"]),
             _number(row["first"]),
             _number(row["last"]),
         )
@@ -142,14 +162,14 @@ def draw_mixture(axes, records: Sequence[dict], title: str) -> None:
         step="post",
         alpha=0.85,
     )
-    axes.set(ylabel="proportion of drawn rows", ylim=(0, 1), title=title)
+    what = {"tokens": "tokens", "target_tokens": "target tokens"}.get(records[0].get("unit"), "drawn rows")
+    axes.set(ylabel=f"proportion of {what}", ylim=(0, 1), title=title)
 
 
 def _proportion_steps(records: Sequence[dict]) -> tuple[list[float], list[list[float]]]:
     """Steps at which proportions began to act, and the proportions, up to the end of the run."""
     last = records[-1]
-    per_step = last["num_drawn"] / last["step"] if last["step"] else 1
     acted = [(draw, values) for draw, values in _changes(records) if draw == 0 or draw < last["num_drawn"]]
-    steps = [draw / per_step for draw, _ in acted]
+    steps = np.interp([d for d, _ in acted], [r["num_drawn"] for r in records], [r["step"] for r in records]).tolist()
     stacks = [list(proportions.values()) for _, proportions in acted]
     return [*steps, max(last["step"], 1)], [*stacks, stacks[-1]]

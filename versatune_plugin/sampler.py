@@ -107,8 +107,8 @@ class _Stretch:
 
 
 @dataclass
-class _Cursor:
-    """A place in the stream from which counting goes on: the counts of one stretch after some blocks."""
+class Cursor:
+    """A place in the stream from which counting goes on; every reader of the stream has one of its own."""
 
     stretch: _Stretch | None = None
     block: int = 0
@@ -168,9 +168,9 @@ class MixtureSampler:
         )
         zeros = [0] * len(self.domains)
         self._journal = [self._stretch(0, self._checked(proportions), zeros, [0.0] * len(zeros))]
-        self._ahead = _Cursor()  # where planning is
-        self._behind = _Cursor()  # where accounting is
-        self._training = _Cursor()  # where training is
+        self._ahead = Cursor()  # where planning is
+        self._behind = Cursor()  # where accounting is
+        self._training = Cursor()  # where training is
 
     def __len__(self) -> int:
         return self.num_samples
@@ -183,7 +183,7 @@ class MixtureSampler:
             first_block = self._num_drawn // self.block_size
             num_blocks = min(_CHUNK_BLOCKS, max(1, _CHUNK_DRAWS // self.block_size))
             stop = min(end, (first_block + num_blocks) * self.block_size)
-            for row in self._rows(self._num_drawn, stop, self._ahead).tolist():
+            for row in self._rows_to_hand_out(self._num_drawn, stop).tolist():
                 self._num_drawn += 1
                 yield row
                 if self._revision != revision:
@@ -211,6 +211,8 @@ class MixtureSampler:
         proportions = self._checked(proportions)
         earliest = -(-self._num_drawn // self.block_size) * self.block_size
         draw = earliest if at_draw is None else at_draw
+        if self.first_draw and draw <= self.first_draw:
+            raise ValueError(f"at_draw must come after {self.first_draw}: draws before it were forgotten, got {draw}")
         if draw < earliest or draw % self.block_size:
             raise ValueError(
                 f"at_draw must be a multiple of {self.block_size} and at least {earliest} "
@@ -234,6 +236,32 @@ class MixtureSampler:
         self._revision += 1
         return draw
 
+    # As the feed of a run whose optimizer step takes one block
+
+    @property
+    def sampler(self) -> "MixtureSampler":
+        """The stream that the rows are drawn from: this one."""
+        return self
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, the last of which may be cut short."""
+        return -(-self.num_samples // self.block_size)
+
+    def rows_of_steps(self, first: int, last: int) -> np.ndarray:
+        """Row indices of optimizer steps `first` to `last` - 1, int64."""
+        return self.rows(self.draws_until(first), self.draws_until(last))
+
+    def draws_until(self, step: int) -> int:
+        """The first draw of an optimizer step, counted from 0."""
+        return step * self.block_size
+
+    def forget_before(self, step: int) -> None:
+        """Drop what only earlier optimizer steps need (see `forget_draws_before`)."""
+        self.forget_draws_before(self.draws_until(step))
+
+    # Accounts
+
     @property
     def num_drawn(self) -> int:
         """Number of the next draw."""
@@ -249,27 +277,43 @@ class MixtureSampler:
         """The proportions set last, shape (num_domains,)."""
         return np.array(self._journal[-1].proportions)
 
+    @property
+    def first_draw(self) -> int:
+        """The first draw that was not forgotten, a multiple of the block size."""
+        return self._journal[0].draw
+
+    def forget_draws_before(self, draw: int) -> None:
+        """Drop the accounts of stretches that ended at or before this draw, so that they do not pile up.
+
+        Nothing else changes: an iteration over forgotten draws yields some row for each, as a host that resumes skips
+        them, and then goes on as ever.
+        """
+        del self._journal[: bisect_right(self._journal, draw, key=lambda s: s.draw) - 1]
+
     def drawn_before(self, draw: int) -> np.ndarray:
         """Draws of each domain among draws 0 to `draw` - 1, int64, shape (num_domains,)."""
         block_start = draw // self.block_size * self.block_size
         drawn = np.array(self._counts_at(block_start, self._behind), dtype=np.int64)
         return drawn + self.count_by_domain(self.rows(block_start, draw))
 
-    def requested_before(self, draw: int) -> np.ndarray:
-        """Draws that the proportions asked for among draws 0 to `draw` - 1, float64, shape (num_domains,)."""
-        requested = np.zeros(len(self.domains))
-        ends = [stretch.draw for stretch in self._journal[1:]] + [draw]
-        for stretch, end in zip(self._journal, ends, strict=True):
-            requested += max(0, min(end, draw) - stretch.draw) * np.array(stretch.proportions)
-        return requested
+    def rows(self, start: int, stop: int, cursor: Cursor | None = None) -> np.ndarray:
+        """Row indices of draws `start` to `stop` - 1, int64; does not move the stream.
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Row indices of draws `start` to `stop` - 1, int64; does not move the stream."""
-        return self._rows(start, stop, self._behind)
+        Args:
+            start: First draw, at least `first_draw`.
+            stop: The draw after the last one.
+            cursor: The reader's own place, so that it goes on from where it read last.
+
+        Raises:
+            ValueError: `start` was forgotten.
+        """
+        if start >= stop:
+            return np.empty(0, dtype=np.int64)
+        return self._rows(start, stop, self._behind if cursor is None else cursor)
 
     def domain_ids_of_draws(self, start: int, stop: int) -> np.ndarray:
         """The domain index of draws `start` to `stop` - 1, for who follows training batch by batch."""
-        return self.domain_ids(self._rows(start, stop, self._training))
+        return self.domain_ids(self.rows(start, stop, self._training))
 
     def count_by_domain(self, rows: np.ndarray) -> np.ndarray:
         """How many of the row indices belong to each domain, int64, shape (num_domains,)."""
@@ -320,7 +364,7 @@ class MixtureSampler:
             self._stretch(entry["draw"], np.array(entry["proportions"]), entry["drawn"], entry["lag"])
             for entry in state["journal"]
         ]
-        self._ahead, self._behind, self._training = _Cursor(), _Cursor(), _Cursor()
+        self._ahead, self._behind, self._training = Cursor(), Cursor(), Cursor()
         self._revision += 1
 
     def _checked(self, proportions) -> np.ndarray:
@@ -333,8 +377,15 @@ class MixtureSampler:
     def _stretch(self, draw, proportions, drawn, lag) -> _Stretch:
         return _Stretch(draw, [float(p) for p in proportions], list(drawn), list(lag), self.block_size)
 
-    def _counts_at(self, draw: int, cursor: _Cursor) -> list[int]:
+    def _rows_to_hand_out(self, start: int, stop: int) -> np.ndarray:
+        """The rows of draws `start` to `stop` - 1; some row for each that was forgotten."""
+        first = min(max(start, self.first_draw), stop)
+        return np.concatenate([np.zeros(first - start, dtype=np.int64), self.rows(first, stop, self._ahead)])
+
+    def _counts_at(self, draw: int, cursor: Cursor) -> list[int]:
         """Draws by domain before a block's first draw; moves the cursor there."""
+        if draw < self.first_draw:
+            raise ValueError(f"draw {draw} was forgotten; the first that is known is {self.first_draw}")
         stretch = self._journal[bisect_right(self._journal, draw, key=lambda s: s.draw) - 1]
         block = (draw - stretch.draw) // self.block_size
         if cursor.stretch is not stretch or cursor.block > block + 1:
@@ -345,10 +396,8 @@ class MixtureSampler:
         counts = cursor.counts if cursor.block == block else cursor.previous_counts
         return [before + count for before, count in zip(stretch.drawn, counts, strict=True)]
 
-    def _rows(self, start: int, stop: int, cursor: _Cursor) -> np.ndarray:
+    def _rows(self, start: int, stop: int, cursor: Cursor) -> np.ndarray:
         """Row indices of draws `start` to `stop` - 1, whole blocks computed at once."""
-        if start >= stop:
-            return np.empty(0, dtype=np.int64)
         first, last = start // self.block_size, -(-stop // self.block_size)
         counts = np.array(
             [self._counts_at(block * self.block_size, cursor) for block in range(first, last + 1)],

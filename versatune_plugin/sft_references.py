@@ -248,7 +248,7 @@ class SFTReferences:
     def _num_probe_rows(self) -> int:
         """Held-out rows per domain: the user's number, or what the main run would choose."""
         num_samples = self._config.samples_per_epoch or sum(map(len, self._train.values()))
-        steps = num_steps(self._args, num_samples, self._block_size)
+        steps = num_steps(self._args, math.ceil(num_samples / self._block_size))
         return self._config.probe_rows(len(self._train), self._config.interval_in_steps(steps), self._block_size)
 
     def _tokenizer_difference(self) -> str | None:

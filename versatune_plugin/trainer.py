@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import Trainer
 
 from versatune_plugin import data, references
@@ -20,6 +21,7 @@ from versatune_plugin.callback import VersaTuneCallback
 from versatune_plugin.checkpoints import whole_checkpoint
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.detection_run import BaseModel, with_detected_start
+from versatune_plugin.feeds import Feed
 from versatune_plugin.mixture import Mixture
 from versatune_plugin.probes import (
     Probes,
@@ -71,7 +73,8 @@ class VersaTuneMixin:
         ValueError: The block, the domains, the rows or the training arguments do not fit; all mistakes are named.
     """
 
-    mixture_sampler: MixtureSampler | None = None
+    feed: Feed | None = None
+    """What the host's loader reads."""
     resumed_from: str | None = None
     """The checkpoint that the run goes on from."""
     probe_facts: dict[str, dict] | None = None
@@ -114,11 +117,17 @@ class VersaTuneMixin:
         check_arguments(self.args, config)
         self._versatune = config
         self._num_rows_by_domain = {domain: len(rows) for domain, rows in train.items()}
-        block_size = self.get_total_train_batch_size(self.args)
-        steps = num_steps(self.args, self._num_samples(), block_size)
-        interval = update_interval(config, steps, self._num_samples(), block_size)
-        self._start = start_of(config, self._num_rows_by_domain, steps, block_size)
-        self._say_what_is_other_than_asked(logger or visible_logger())
+        self._row_costs = None
+        sizes = self._num_rows_by_domain
+        if config.unit != "examples":
+            costs = {domain: data.costs(rows, config.unit) for domain, rows in train.items()}
+            self._row_costs = np.concatenate(list(costs.values()))
+            sizes = {domain: int(of_domain.sum()) for domain, of_domain in costs.items()}
+        block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
+        steps = num_steps(self.args, steps_per_epoch)
+        interval = update_interval(config, steps, steps_per_epoch)
+        self._start = start_of(config, sizes, steps, block_size)
+        self._say_what_is_other_than_asked(config.asked_vector(sizes), logger or visible_logger())
         num_probe_rows = config.probe_rows(len(train), interval, block_size)
         self._num_probe_pieces = config.num_probe_pieces
         self._probes = self._build_probes(heldout, num_probe_rows) if num_probe_rows else None
@@ -133,7 +142,7 @@ class VersaTuneMixin:
                 self,
                 lambda steps: Mixture(
                     domains,
-                    config.build_strategy(self._num_rows_by_domain),
+                    config.build_strategy(sizes),
                     self._start,
                     config.reference_vector(domains),
                     own_reference=config.reference_losses == SELF,
@@ -142,7 +151,7 @@ class VersaTuneMixin:
                     num_steps=steps,
                     of_training=config.measures_training,
                 ),
-                lambda steps: update_interval(config, steps, self._num_samples(), block_size),
+                lambda steps: update_interval(config, steps, steps_per_epoch),
                 fingerprints,
                 config.model_dump(exclude=_NOT_OF_THE_RUN),
                 logger or visible_logger(),
@@ -150,8 +159,8 @@ class VersaTuneMixin:
             )
         )
 
-    def _say_what_is_other_than_asked(self, logger: logging.Logger) -> None:
-        config, asked = self._versatune, self._versatune.asked_vector(self._num_rows_by_domain)
+    def _say_what_is_other_than_asked(self, asked: np.ndarray, logger: logging.Logger) -> None:
+        config = self._versatune
         if not self.is_world_process_zero():
             return
         if config.unused:
@@ -176,19 +185,35 @@ class VersaTuneMixin:
 
     # The host's hooks
 
-    def _get_train_sampler(self, train_dataset=None) -> MixtureSampler:
-        """The mixture, one block per optimizer step; an epoch is rounded up to whole steps."""
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        """The mixture, as the host's loader reads it."""
         if self.__dict__.get("_versatune") is None:
             raise RuntimeError("no mixture: give `versatune=` to the trainer, or call `use_mixture`")
+        self.feed = self._new_feed()
+        return self.feed
+
+    def _new_feed(self) -> Feed:
+        """The mixture, one block per optimizer step; for a host that packs rows, to be overridden."""
+        block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
+        return self._new_sampler(block_size, steps_per_epoch)
+
+    def _rows_per_step_and_steps_per_epoch(self) -> tuple[int, int]:
+        """Rows of an optimizer step over all ranks, and the steps of an epoch: rounded up to whole ones.
+
+        For a host that packs rows, to be overridden.
+        """
         block_size = self.get_total_train_batch_size(self.args)
-        self.mixture_sampler = MixtureSampler(
+        return block_size, math.ceil(self._num_samples() / block_size)
+
+    def _new_sampler(self, block_size: int, steps_per_epoch: int) -> MixtureSampler:
+        return MixtureSampler(
             self._num_rows_by_domain,
             self._start,
             block_size=block_size,
-            num_samples=math.ceil(self._num_samples() / block_size) * block_size,
+            num_samples=steps_per_epoch * block_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            **({} if self._row_costs is None else {"row_costs": self._row_costs}),
         )
-        return self.mixture_sampler
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the host's, but a checkpoint that was cut off while it was written is passed over, and said so."""
@@ -215,6 +240,11 @@ class VersaTuneMixin:
         return (loss, outputs) if return_outputs else loss
 
     # What the callback needs
+
+    @property
+    def mixture_sampler(self) -> MixtureSampler | None:
+        """The stream that the rows are drawn from; None before the loader was made."""
+        return None if self.feed is None else self.feed.sampler
 
     @property
     def loss_unit(self) -> str:
@@ -252,11 +282,14 @@ class VersaTuneMixin:
             losses = totals / counts
         return losses, sums if self._probes.num_pieces > 1 else None, time.perf_counter() - began
 
-    def num_tokens_by_domain(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens of the given training rows, summed per domain, int64, shape (num_domains,)."""
-        counts = data.token_counts(self.train_dataset, rows) if len(rows) else np.empty(0)
-        domain_ids = self.mixture_sampler.domain_ids(rows)
-        return np.bincount(domain_ids, weights=counts, minlength=len(self._num_rows_by_domain)).astype(np.int64)
+    def amounts_by_domain(self, rows: np.ndarray) -> np.ndarray:
+        """The given training rows in every unit, per domain, int64, shape (num_units, num_domains)."""
+        sums = np.zeros((len(data.UNITS), len(self._num_rows_by_domain)), dtype=np.int64)
+        if len(rows):
+            domain_ids = self.mixture_sampler.domain_ids(rows)
+            for unit, of_unit in zip(data.UNITS, sums, strict=True):
+                np.add.at(of_unit, domain_ids, data.costs(self.train_dataset, unit, rows))
+        return sums
 
     def check_agreement(self, proportions: np.ndarray) -> None:
         """Make sure that all ranks have decided alike.

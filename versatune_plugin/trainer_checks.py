@@ -66,8 +66,9 @@ def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, 
         rows_per_step = training_args.train_batch_size * training_args.gradient_accumulation_steps
         num_samples = config.samples_per_epoch or sum(map(len, train.values()))
         block_size = rows_per_step * training_args.world_size
-        steps = num_steps(training_args, num_samples, block_size)
-        update_interval(config, steps, num_samples, block_size)
+        steps_per_epoch = math.ceil(num_samples / block_size)
+        steps = num_steps(training_args, steps_per_epoch)
+        update_interval(config, steps, steps_per_epoch)
         if config.detection_file is None:
             start_of(config, {domain: len(rows) for domain, rows in train.items()}, steps, block_size)
     return config, train, heldout
@@ -89,19 +90,18 @@ def start_of(config: VersaTuneConfig, num_rows: Mapping[str, int], num_steps: in
     return config.initial_vector(num_rows, num_steps * block_size)
 
 
-def update_interval(config: VersaTuneConfig, num_steps: int, num_samples: int, block_size: int) -> int:
+def update_interval(config: VersaTuneConfig, num_steps: int, steps_per_epoch: int) -> int:
     """Optimizer steps between two updates; in a reference run, which measures after every epoch, those of an epoch.
 
     Args:
         config: The block.
         num_steps: Optimizer steps of the run.
-        num_samples: Rows drawn per epoch.
-        block_size: Rows per optimizer step.
+        steps_per_epoch: Optimizer steps of an epoch.
 
     Raises:
         ValueError: The interval is longer than the run.
     """
-    return math.ceil(num_samples / block_size) if config.only_domain else config.interval_in_steps(num_steps)
+    return steps_per_epoch if config.only_domain else config.interval_in_steps(num_steps)
 
 
 def describe_model(model, revision: str | None = None) -> dict:
@@ -112,11 +112,9 @@ def describe_model(model, revision: str | None = None) -> dict:
     return {"name": name, "fingerprint": model_fingerprint(name, revision) if name else None}
 
 
-def num_steps(args, num_samples: int, block_size: int) -> int:
-    """Optimizer steps of a run that draws `num_samples` rows per epoch, `block_size` per step."""
-    if args.max_steps > 0:
-        return args.max_steps
-    return math.ceil(args.num_train_epochs * math.ceil(num_samples / block_size))
+def num_steps(args, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run."""
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
 
 
 def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping, when: str = "") -> None:
