@@ -14,7 +14,8 @@ from versatune_plugin.trainer_checks import check_before_the_model, check_domain
 class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
     """TRL's `SFTTrainer`, drawing from a mixture; every domain may have its own row format.
 
-    TRL prepares each domain on its own, so that rows it drops or shuffles stay in their domain.
+    TRL prepares each domain on its own, so that rows it drops, shuffles or packs stay in their domain: under `packing`
+    what is drawn is a packed row.
 
     Measurements that the block needs and whose files are missing are made first: the detected start where there is
     one process, the reference losses (where the block has a `reference:`) in all processes.
@@ -61,18 +62,21 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         runs.measure()
         return runs.config, lambda: runs.write(self.data_fingerprints, self.probe_facts)
 
-    def _prepare_dataset(self, dataset: Dataset, processing_class, args, *rest) -> Dataset:
-        """Prepare every domain where TRL asks for the train set (which it knows as the first domain's rows)."""
+    def _prepare_dataset(self, dataset: Dataset, processing_class, args, packing: bool, *rest) -> Dataset:
+        """Prepare every domain where TRL asks for the train set (which it knows as the first domain's rows).
+
+        Packed rows stay within a domain, and held-out rows are not packed: each counts on its own.
+        """
         raw = self.__dict__.get("_raw_train", {})
         if self.__dict__.get("_prepared_train") is not None or not any(dataset is rows for rows in raw.values()):
-            return self._prepare_domain(dataset, processing_class, args, *rest)
+            return self._prepare_domain(dataset, processing_class, args, False, *rest)
         self._prepared_train = {
-            domain: self._prepare_domain(rows, processing_class, args, *rest) for domain, rows in raw.items()
+            domain: self._prepare_domain(rows, processing_class, args, packing, *rest) for domain, rows in raw.items()
         }
         return dataset
 
-    def _prepare_domain(self, rows: Dataset, processing_class, args, *rest) -> Dataset:
+    def _prepare_domain(self, rows: Dataset, processing_class, args, packing: bool, *rest) -> Dataset:
         """Prepare one domain; TRL would decide by the first domain's rows whether prompts are masked in all."""
         if args.completion_only_loss is None:
             self.completion_only_loss = {"prompt", "completion"} <= set(rows.column_names)
-        return super()._prepare_dataset(rows, processing_class, args, *rest)
+        return super()._prepare_dataset(rows, processing_class, args, packing, *rest)

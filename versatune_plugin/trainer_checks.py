@@ -67,6 +67,8 @@ def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, 
         num_samples = config.samples_per_epoch or sum(map(len, train.values()))
         block_size = rows_per_step * training_args.world_size
         steps_per_epoch = math.ceil(num_samples / block_size)
+        if getattr(training_args, "packing", False):  # how many rows there will be is not known yet
+            return config, train, heldout
         steps = num_steps(training_args, steps_per_epoch)
         update_interval(config, steps, steps_per_epoch)
         if config.detection_file is None:
@@ -177,10 +179,9 @@ def argument_problems(args) -> list[str]:
             "train_sampling_strategy group_by_length: rows are ordered by the mixture",
         ),
         (
-            getattr(args, "packing", False) or getattr(args, "eval_packing", False),
-            "packing: rows are packed before training, which would freeze the mixture; not available yet",
+            getattr(args, "eval_packing", False),
+            "eval_packing: each held-out row counts on its own: leave it out (only training rows are packed)",
         ),
-        (getattr(args, "padding_free", False), "padding_free: not available yet"),
         (accelerator.split_batches, "accelerator_config.split_batches: not available yet"),
         (accelerator.dispatch_batches, "accelerator_config.dispatch_batches: not available yet"),
     ]

@@ -376,7 +376,7 @@ def test_two_processes_share_the_stream_of_one_and_decide_alike(workspace, tmp_p
     decided = [json.loads((tmp_path / "two" / f"decided-{rank}.json").read_text()) for rank in (0, 1)]
     assert decided[0] == decided[1]
     assert len(decided[0]["sent"]) == 6
-    assert len(decided[0]["state"]["feed"]["journal"]) == 2, "in force, and about to act; what ended is forgotten"
+    assert len(decided[0]["state"]["feed"]["journal"]) == 1, "what ended is forgotten"
     for alone, shared in zip(runs.history(tmp_path / "one"), runs.history(tmp_path / "two"), strict=True):
         assert alone["drawn_by_domain"] == shared["drawn_by_domain"]
         assert alone["tokens_by_domain"] == shared["tokens_by_domain"]
