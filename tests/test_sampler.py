@@ -1,5 +1,6 @@
 import itertools
 import json
+import pickle
 import sys
 import time
 import tracemalloc
@@ -10,13 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from versatune_plugin.sampler import MixtureSampler
+from versatune_plugin.sampler import Cursor, MixtureSampler
 
 ROWS = {"law": 50, "medicine": 30, "code": 20}
+COSTS = np.random.default_rng(0).integers(0, 40, 100)  # of the rows above, for what holds in either unit
+UNITS = pytest.mark.parametrize("row_costs", [None, COSTS], ids=["examples", "tokens"])
 
 
-def make_sampler(rows=ROWS, proportions=(0.5, 0.3, 0.2), block_size=8, num_samples=10**9, seed=3):
-    return MixtureSampler(rows, proportions, block_size=block_size, num_samples=num_samples, seed=seed)
+def make_sampler(
+    rows=ROWS, proportions=(0.5, 0.3, 0.2), block_size=8, num_samples=10**9, seed=3, row_costs=None
+) -> MixtureSampler:
+    return MixtureSampler(
+        rows, proportions, block_size=block_size, num_samples=num_samples, seed=seed, row_costs=row_costs
+    )
 
 
 def take(sampler, number):
@@ -25,6 +32,22 @@ def take(sampler, number):
 
 def one_epoch(sampler):
     return list(iter(sampler))
+
+
+def count_calls(function):
+    """Python function calls while it runs: the work, without a clock."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 @st.composite
@@ -154,13 +177,14 @@ def test_every_stretch_is_fair_and_the_whole_run_stays_near_what_was_asked_for(s
 def test_drift_stays_small_though_each_change_asks_most_for_what_was_drawn_least(seed):
     rng = np.random.default_rng(seed)
     sampler = make_sampler([50] * 5, np.full(5, 0.2), block_size=8)
-    draw = 0
+    draw, requested = 0, np.zeros(5)
     for _ in range(60):
-        behind = sampler.requested_before(draw) - sampler.drawn_before(draw)
+        behind = requested - sampler.drawn_before(draw)
         weights = rng.uniform(0.01, 0.05, 5) + (behind == behind.max())
-        sampler.set_proportions(weights / weights.sum(), at_draw=draw)
-        draw += 8 * int(rng.integers(1, 51))
-        assert np.abs(sampler.drawn_before(draw) - sampler.requested_before(draw)).max() < 4
+        proportions, draws = weights / weights.sum(), 8 * int(rng.integers(1, 51))
+        sampler.set_proportions(proportions, at_draw=draw)
+        draw, requested = draw + draws, requested + draws * proportions
+        assert np.abs(sampler.drawn_before(draw) - requested).max() < 4
 
 
 # --- passes over the rows -----------------------------------------------------------------------------------
@@ -360,18 +384,15 @@ def test_the_journal_holds_the_draw_number_of_every_change():
 def test_accounts_of_any_draws_agree_with_what_was_drawn(mixture, data):
     rows, block_size, stretches = mixture
     sampler = make_sampler(rows, stretches[0][1], block_size)
-    stream, in_force = [], []
-    for proportions, blocks in play(sampler, stretches):
+    stream = []
+    for _, blocks in play(sampler, stretches):
         stream += blocks.ravel().tolist()
-        in_force += [proportions] * (len(stream) - len(in_force))
     domains = np.repeat(np.arange(len(rows)), rows)[stream]
     number = len(stream)
     for _ in range(5):
         start, stop = sorted(data.draw(st.tuples(*[st.integers(0, number)] * 2)))
         assert sampler.rows(start, stop).tolist() == stream[start:stop]
         assert sampler.drawn_before(stop).tolist() == np.bincount(domains[:stop], minlength=len(rows)).tolist()
-        requested = np.sum(in_force[:start], axis=0) if start else np.zeros(len(rows))
-        assert sampler.requested_before(start) == pytest.approx(requested, abs=1e-9)
     assert take(sampler, number) == stream
     assert list(sampler.drawn_by_domain.values()) == sampler.drawn_before(number).tolist()
 
@@ -383,15 +404,168 @@ def test_looking_at_rows_does_not_move_the_stream():
         seen += take(sampler, 5)
         sampler.rows(1000 - number, 1200)
         sampler.drawn_before(number)
-        sampler.requested_before(500)
     assert seen == stream
 
 
 def test_an_account_of_the_future_uses_the_proportions_that_will_act_then():
     sampler = make_sampler()
     sampler.set_proportions([0.0, 0.0, 1.0], at_draw=16)
-    assert sampler.requested_before(24).tolist() == pytest.approx([8.0, 4.8, 11.2])
-    assert sampler.drawn_before(24)[2] == pytest.approx(11.2, abs=1)
+    assert sampler.drawn_before(24) == pytest.approx([8.0, 4.8, 11.2], abs=1)
+
+
+# --- forgetting ---------------------------------------------------------------------------------------------
+
+
+@UNITS
+@pytest.mark.parametrize("seed", range(6))
+def test_forgetting_changes_nothing_of_what_follows(row_costs, seed):
+    """Random changes, planned ahead or not, forgetting up to any draw, and going on from a saved state."""
+    rng = np.random.default_rng(seed)
+    forgetful, mindful = (make_sampler(row_costs=row_costs) for _ in range(2))
+    read = 0
+    for _ in range(40):
+        draw = read + 8 * int(rng.integers(0, 6))
+        draw -= draw % 8
+        if rng.random() < 0.5 and draw >= read:
+            for sampler, proportions in zip((forgetful, mindful), [rng.dirichlet([0.5] * 3)] * 2, strict=True):
+                sampler.set_proportions(proportions, at_draw=draw)
+        if rng.random() < 0.5:
+            forgetful.forget_draws_before(int(rng.integers(0, read + 1)))
+        if rng.random() < 0.3:
+            state = json.loads(json.dumps(forgetful.state_dict()))
+            forgetful = make_sampler(row_costs=row_costs)
+            forgetful.load_state_dict(state)
+            assert forgetful.state_dict() == state
+        stop = read + int(rng.integers(0, 60))
+        assert forgetful.rows(read, stop).tolist() == mindful.rows(read, stop).tolist()
+        assert forgetful.drawn_before(stop).tolist() == mindful.drawn_before(stop).tolist()
+        assert forgetful.cost_before(stop).tolist() == mindful.cost_before(stop).tolist()
+        read = stop
+    assert len(forgetful.state_dict()["journal"]) < len(mindful.state_dict()["journal"])
+
+
+@settings(max_examples=60)
+@given(mixtures(), st.data())
+def test_counts_stay_within_one_draw_of_the_fair_share_of_a_stretch_whose_begin_is_forgotten(mixture, data):
+    rows, block_size, [(num_blocks, proportions)] = mixture
+    sampler = make_sampler(rows, proportions, block_size)
+    for number in sorted(data.draw(st.sets(st.integers(1, 3 * num_blocks), min_size=1))):
+        sampler.forget_draws_before(number * block_size)
+        assert sampler.first_draw == number * block_size
+        counts = sampler.drawn_before((number + 1) * block_size)
+        assert (np.abs(counts - (number + 1) * block_size * proportions) < 1 + 1e-6).all()
+
+
+@UNITS
+def test_an_iteration_yields_some_row_for_each_forgotten_draw_and_then_goes_on_as_ever(row_costs):
+    stream = take(make_sampler(row_costs=row_costs), 200)
+    sampler = make_sampler(num_samples=100, row_costs=row_costs)
+    sampler.forget_draws_before(150)
+    sampler.set_epoch(1)
+    rows = one_epoch(sampler)
+    assert rows[44:] == stream[144:]
+    assert len(rows) == 100
+    assert all(0 <= row < 100 for row in rows)
+
+
+@UNITS
+def test_what_was_forgotten_is_an_error_that_names_the_first_draw_still_known(row_costs):
+    sampler = make_sampler(row_costs=row_costs)
+    sampler.set_proportions([0.1, 0.1, 0.8], at_draw=48)
+    sampler.forget_draws_before(83)
+    for ask in (lambda: sampler.rows(79, 90), lambda: sampler.drawn_before(79), lambda: sampler.cost_before(79)):
+        with pytest.raises(ValueError, match="draw 72 was forgotten; the first that is known is 80"):
+            ask()
+    assert len(sampler.rows(80, 90)) == 10
+    with pytest.raises(ValueError, match=r"at least 80 \(draws begun so far: 80\), got 72"):
+        sampler.set_proportions([1.0, 0.0, 0.0], at_draw=72)
+
+
+@UNITS
+def test_new_proportions_may_act_at_the_first_draw_that_is_not_forgotten(row_costs):
+    forgetful, mindful = (make_sampler(row_costs=row_costs) for _ in range(2))
+    forgetful.forget_draws_before(80)
+    for sampler in (forgetful, mindful):
+        sampler.set_proportions([0.0, 0.0, 1.0], at_draw=80)
+    assert forgetful.first_draw == 80
+    assert forgetful.rows(80, 120).tolist() == mindful.rows(80, 120).tolist()
+
+
+def test_forgetting_less_than_before_brings_nothing_back():
+    sampler = make_sampler()
+    sampler.forget_draws_before(80)
+    sampler.forget_draws_before(40)
+    assert sampler.first_draw == 80
+
+
+def play_updates(sampler, first, last):
+    """An update per optimizer step, as in a run: it acts a step later, and what was trained on is forgotten."""
+    rng = np.random.default_rng(first)
+    for step in range(first, last):
+        rows = sampler.rows_of_steps(step, step + 1)
+        assert len(rows) == sampler.block_size
+        sampler.forget_before(step + 1)
+        weights = rng.uniform(0.01, 0.05, 3) + np.eye(3)[step % 3]
+        sampler.set_proportions(weights / weights.sum(), at_draw=sampler.draws_until(step + 2))
+
+
+@UNITS
+def test_neither_the_state_nor_the_sampler_grows_with_the_number_of_updates(row_costs):
+    sampler, sizes = make_sampler(row_costs=row_costs), []
+    for first in range(0, 4000, 500):
+        play_updates(sampler, first, first + 500)
+        sizes.append((len(json.dumps(sampler.state_dict())), len(pickle.dumps(sampler))))
+    assert len(sampler.state_dict()["journal"]) == 2
+    early, late = np.array(sizes[1]), np.array(sizes[-1])
+    assert (late < 1.1 * early).all()
+
+
+@UNITS
+def test_the_work_of_an_update_does_not_grow_with_the_number_of_updates(row_costs):
+    sampler = make_sampler(row_costs=row_costs)
+    play_updates(sampler, 0, 100)
+    early = count_calls(lambda: play_updates(sampler, 100, 400))
+    play_updates(sampler, 400, 2000)
+    assert count_calls(lambda: play_updates(sampler, 2000, 2300)) < 1.1 * early
+
+
+# --- one block per optimizer step ---------------------------------------------------------------------------
+
+
+@UNITS
+def test_a_step_takes_the_block_of_its_number(row_costs):
+    sampler = make_sampler(num_samples=80, row_costs=row_costs)
+    stream = take(make_sampler(row_costs=row_costs), 200)
+    assert sampler.sampler is sampler
+    assert sampler.steps_per_epoch == 10
+    assert sampler.rows_of_steps(3, 12).tolist() == stream[24:96]
+    assert sampler.rows_of_steps(3, 3).tolist() == []
+    assert sampler.draws_until(7) == 56
+    sampler.forget_before(7)
+    assert sampler.first_draw == 56
+
+
+def test_an_epoch_that_is_no_whole_number_of_blocks_takes_one_step_more():
+    assert make_sampler(num_samples=81).steps_per_epoch == 11
+
+
+# --- readers ------------------------------------------------------------------------------------------------
+
+
+@UNITS
+def test_readers_with_cursors_of_their_own_read_the_same_stream_in_turns_and_count_nothing_twice(row_costs):
+    stream = make_sampler(row_costs=row_costs).rows(0, 2400).tolist()
+    sampler, cursors = make_sampler(row_costs=row_costs), [Cursor(), Cursor()]
+
+    def read(first, last):
+        for start in range(first, last, 4):
+            for cursor, behind in zip(cursors, (0, 400), strict=True):
+                assert sampler.rows(start + behind, start + behind + 4, cursor).tolist() == stream[start + behind :][:4]
+
+    read(0, 200)
+    early = count_calls(lambda: read(200, 400))
+    read(400, 1800)
+    assert count_calls(lambda: read(1800, 2000)) < 1.1 * early
 
 
 # --- saved state --------------------------------------------------------------------------------------------
@@ -459,7 +633,7 @@ def test_all_differences_of_a_state_are_named_together():
 
 
 def test_a_state_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="version 99, this release reads 1"):
+    with pytest.raises(ValueError, match="version 99, this release reads 2"):
         make_sampler().load_state_dict(make_sampler().state_dict() | {"version": 99})
 
 
@@ -521,21 +695,10 @@ def test_a_billion_rows_start_at_once_and_are_all_in_reach():
     assert np.abs(np.histogram(rows, bins=20, range=(0, 2 * 10**9))[0] - 1000).max() < 150
 
 
-def calls_for(number, block_size, num_samples=10**9):
-    """Python function calls while that many rows are drawn: the work, without a clock."""
-    sampler, calls = make_sampler(block_size=block_size, num_samples=num_samples), 0
-
-    def count(frame, event, argument):
-        nonlocal calls
-        calls += event == "call"
-
-    sys.setprofile(count)
-    try:
-        while sampler.num_drawn < number:
-            one_epoch(sampler) if num_samples < number else take(sampler, number)
-    finally:
-        sys.setprofile(None)
-    return calls
+def draw_some(number, **settings):
+    sampler = make_sampler(**settings)
+    while sampler.num_drawn < number:
+        one_epoch(sampler) if sampler.num_samples < number else take(sampler, number)
 
 
 @pytest.mark.parametrize(
@@ -543,7 +706,10 @@ def calls_for(number, block_size, num_samples=10**9):
     [(32, 10**9), (24, 10**9), (100, 1010)],
 )
 def test_the_work_per_draw_does_not_grow_with_the_draws_so_far(block_size, num_samples):
-    few, many = (calls_for(number, block_size, num_samples) for number in (20_000, 160_000))
+    few, many = (
+        count_calls(lambda: draw_some(number, block_size=block_size, num_samples=num_samples))  # noqa: B023
+        for number in (20_000, 160_000)
+    )
     assert many < 1.1 * 8 * few
 
 

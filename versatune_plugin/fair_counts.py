@@ -47,6 +47,7 @@ class FairCounts:
         # the share of domain j after n blocks is n * block_size * weights[j] / total
         self._weights = [int(f * common) for f in fractions]
         self._total = sum(self._weights)
+        self._floors: dict[int, tuple[list[int], int]] = {}  # by block, since each is looked ahead at many times
 
     def next(self, place: Place) -> Place:
         """The place one block later."""
@@ -94,11 +95,22 @@ class FairCounts:
         adds up to a whole number of places, at least one where any share is not whole.
         """
         after = [count + (j in chosen) for j, count in enumerate(counts)]
+        ahead = range(len(after))
         for later in range(block + 1, block + 1 + _MAX_LOOKAHEAD):
-            draws = later * self._block_size
-            floors = [draws * weight // self._total for weight in self._weights]
-            if sum(count > floor for count, floor in zip(after, floors, strict=True)) <= 1:
+            floors, open_places = self._rounded_down(later)
+            ahead = [j for j in ahead if after[j] > floors[j]]
+            if len(ahead) <= 1:
                 return True
-            if sum(map(max, after, floors)) > draws:
+            if sum(after[j] - floors[j] for j in ahead) > open_places:
                 return False
         return False
+
+    def _rounded_down(self, block: int) -> tuple[list[int], int]:
+        """The shares after some blocks, rounded down, and what is left of the draws."""
+        if block not in self._floors:
+            if len(self._floors) == 2 * _MAX_LOOKAHEAD:
+                self._floors.clear()
+            draws = block * self._block_size
+            floors = [draws * weight // self._total for weight in self._weights]
+            self._floors[block] = floors, draws - sum(floors)
+        return self._floors[block]

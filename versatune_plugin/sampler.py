@@ -1,109 +1,47 @@
 """MixtureSampler: dataset indices drawn by the live proportions; resumable, and the same on all ranks.
 
-The stream is cut into blocks of `block_size` draws. Block n of a stretch with constant proportions brings every
-domain to its fair share of n blocks, rounded down or up; which domains are rounded up is a unit-job scheduling
-problem (the domain's i-th draw may not come before the share passes i-1 and must come before it passes i) that
-earliest-deadline-first solves whenever it can be solved, and it always can (Baruah et al., "Proportionate
-progress", 1996). Where earlier stretches rounded a domain down, it comes first as far as later shares stay fair, so
-that small domains are not starved by frequent changes. Each domain's rows come from a keyed bijection of its row
-range (a Feistel network with cycle-walking), so neither memory nor start-up grows with the number of rows: every
-draw is a pure function of the seed, its number and the journal of proportions.
+The stream is cut into blocks of `block_size` draws, and by changes of the proportions into stretches. How many draws of
+each block go to which domain is a matter of fair shares, of the draws (`fair_counts`) or of what their rows cost
+(`fair_costs`); which rows those are, of each domain's own order (`permutation`). Neither memory nor start-up grows with
+the number of rows: every draw is a pure function of the seed, its number and the journal of proportions. What was
+trained on can be forgotten, so that the journal does not grow with the number of changes.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import numpy as np
 
 from versatune_plugin.domains import check_proportions
+from versatune_plugin.fair_costs import FairCosts, RowCosts
+from versatune_plugin.fair_counts import FairCounts, Place
+from versatune_plugin.permutation import RowOrder, scramble
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 # Planned at once: some milliseconds of work, so that the first batch does not wait.
 _CHUNK_DRAWS, _CHUNK_BLOCKS = 16_384, 512
-_MAX_DENOMINATOR = 10**9  # proportions as exact fractions: 0.1 is 1/10; below 5e-10 is never
-_MAX_LOOKAHEAD = 64  # blocks over which an out-of-order choice is checked for fairness
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_ROUND_KEYS = np.arange(6, dtype=np.uint64) * _GOLDEN  # one per Feistel round
+_CHUNK_DRAWS_BY_COST = 2048
 
 
 @dataclass
 class _Stretch:
-    """A stretch of the stream under constant proportions, with its fair shares in exact integers."""
+    """A stretch of the stream under constant proportions."""
 
     draw: int
     """First draw of the stretch, a multiple of the block size."""
     proportions: list[float]
     drawn: list[int]
     """Draws by domain before the stretch."""
+    cost: list[int]
+    """Their cost by domain."""
     lag: list[float]
-    """Requested minus realised draws by domain before the stretch."""
-    block_size: int
-    weights: list[int] = field(init=False)
-    """The share of domain j after n blocks is n * block_size * weights[j] / sum(weights)."""
-
-    def __post_init__(self) -> None:
-        fractions = [Fraction(p).limit_denominator(_MAX_DENOMINATOR) for p in self.proportions]
-        common = math.lcm(*(f.denominator for f in fractions))
-        self.weights = [int(f * common) for f in fractions]
-        self._total = sum(self.weights)
-
-    def next_counts(self, counts: list[int], block: int) -> list[int]:
-        """Draws by domain in the stretch after `block` blocks (1, 2, ...), given those after one block less."""
-        draws = block * self.block_size
-        shares = [divmod(draws * weight, self._total) for weight in self.weights]
-        counts = [max(count, floor) for count, (floor, _) in zip(counts, shares, strict=True)]
-        open_places = draws - sum(counts)
-        candidates = [
-            j for j, (floor, remainder) in enumerate(shares) if remainder and counts[j] == floor
-        ]  # their share is not whole: rounding it up is allowed
-        by_deadline = sorted(candidates, key=lambda j: self._deadline(j, counts[j]))
-        chosen = by_deadline[:open_places]
-        if open_places and any(self.lag):
-            need = {j: self.lag[j] + shares[j][1] / self._total for j in candidates}
-            chosen = self._serve_the_needy(counts, block, by_deadline, chosen, need)
-        for j in chosen:
-            counts[j] += 1
-        return counts
-
-    def _deadline(self, domain: int, count: int) -> int:
-        """The block at whose end the domain's share has reached `count + 1`."""
-        return -((count + 1) * self._total // -(self.weights[domain] * self.block_size))
-
-    def _serve_the_needy(self, counts, block: int, by_deadline, chosen, need: dict[int, float]) -> list[int]:
-        """Round up those that earlier stretches rounded down, one by one while later shares can still be fair.
-
-        Deadlines alone would round the same domains down in every stretch: one whose share of a stretch is below
-        one draw would never be drawn.
-        """
-        needy: list[int] = []
-        for j in sorted(need, key=lambda j: -need[j]):
-            if len(needy) == len(chosen):
-                break
-            others = [other for other in by_deadline if other != j and other not in needy]
-            trial = [*needy, j, *others[: len(chosen) - len(needy) - 1]]
-            if set(trial) == set(chosen) or self._stays_fair(counts, block, trial):
-                needy, chosen = [*needy, j], trial
-        return chosen
-
-    def _stays_fair(self, counts: list[int], block: int, chosen: list[int]) -> bool:
-        """Whether all later blocks can have their fair shares after this choice.
-
-        At most one domain ahead of its rounded-down share is always fair: what the roundings leave open in a block
-        adds up to a whole number of places, at least one where any share is not whole.
-        """
-        after = [count + (j in chosen) for j, count in enumerate(counts)]
-        for later in range(block + 1, block + 1 + _MAX_LOOKAHEAD):
-            draws = later * self.block_size
-            floors = [draws * weight // self._total for weight in self.weights]
-            if sum(count > floor for count, floor in zip(after, floors, strict=True)) <= 1:
-                return True
-            if sum(map(max, after, floors)) > draws:
-                return False
-        return False
+    """Requested minus realised cost by domain before the stretch."""
+    kept: Place
+    """The first place in the stretch that is not forgotten; counting begins anew from there."""
+    shares: FairCounts | FairCosts = field(repr=False)
 
 
 @dataclass
@@ -111,10 +49,17 @@ class Cursor:
     """A place in the stream from which counting goes on; every reader of the stream has one of its own."""
 
     stretch: _Stretch | None = None
-    block: int = 0
-    counts: list[int] = field(default_factory=list)
-    previous_counts: list[int] = field(default_factory=list)
-    """After one block less: planning may begin again in the block it ended in."""
+    place: Place | None = None
+    previous: Place | None = None
+    """One block earlier: reading may begin again in the block it ended in."""
+
+    def place_in(self, stretch: _Stretch, block: int) -> Place:
+        """The place after some blocks of a stretch; moves there."""
+        if self.stretch is not stretch or block < (self.previous or self.place).block:
+            self.stretch, self.place, self.previous = stretch, stretch.kept, None
+        while self.place.block < block:
+            self.place, self.previous = stretch.shares.next(self.place), self.place
+        return self.place if self.place.block == block else self.previous
 
 
 class MixtureSampler:
@@ -130,9 +75,12 @@ class MixtureSampler:
         block_size: Draws per block: one optimizer step's examples over all ranks, >= 1.
         num_samples: Draws per epoch, >= 1.
         seed: Seed of all permutations, an integer in [0, 2**63).
+        row_costs: What the proportions are shares of: the cost of every row, such as its tokens, whole numbers >= 0,
+            shape (num_rows,); default: each draw costs 1.
 
     Raises:
-        ValueError: A size is below 1, a drawn domain has no rows, or the proportions are not valid.
+        ValueError: A size is below 1, a drawn domain has no rows or none that costs anything, or the proportions or
+            the costs are not valid.
     """
 
     def __init__(
@@ -143,6 +91,7 @@ class MixtureSampler:
         block_size: int,
         num_samples: int,
         seed: int = 0,
+        row_costs: np.ndarray | None = None,
     ) -> None:
         if not isinstance(num_rows_by_domain, Mapping):
             num_rows_by_domain = dict(enumerate(num_rows_by_domain))
@@ -160,17 +109,14 @@ class MixtureSampler:
         self.seed = int(seed)
         self._num_drawn = 0
         self._revision = 0  # changes when rows planned ahead are no longer valid
-        self._num_rows = np.array(list(self.num_rows_by_domain.values()), dtype=np.uint64)
-        self._offsets = np.concatenate([[0], np.cumsum(self._num_rows)]).astype(np.int64)
-        self._half_bits = np.array(
-            [max(3, ((rows - 1).bit_length() + 1) // 2) for rows in self.num_rows_by_domain.values()],
-            np.uint64,
-        )
-        zeros = [0] * len(self.domains)
-        self._journal = [self._stretch(0, self._checked(proportions), zeros, [0.0] * len(zeros))]
-        self._ahead = Cursor()  # where planning is
-        self._behind = Cursor()  # where accounting is
-        self._training = Cursor()  # where training is
+        num_rows = list(self.num_rows_by_domain.values())
+        self._order = RowOrder(num_rows, self.seed)
+        self._row_costs = None
+        if row_costs is not None:
+            self._row_costs = RowCosts(_checked_costs(row_costs, sum(num_rows)), num_rows, self._order)
+        zeros = [0] * len(num_rows)
+        self._journal = [self._stretch(0, self._checked(proportions), zeros, zeros, [0.0] * len(zeros))]
+        self._start_cursors()
 
     def __len__(self) -> int:
         return self.num_samples
@@ -178,12 +124,12 @@ class MixtureSampler:
     def __iter__(self) -> Iterator[int]:
         """The draws from here to the end of the epoch; a new iteration goes on with the next epoch."""
         end = (self._num_drawn // self.num_samples + 1) * self.num_samples
+        chunk_draws = _CHUNK_DRAWS if self._row_costs is None else _CHUNK_DRAWS_BY_COST
+        num_blocks = min(_CHUNK_BLOCKS, max(1, chunk_draws // self.block_size))
         while self._num_drawn < end:
             revision = self._revision
-            first_block = self._num_drawn // self.block_size
-            num_blocks = min(_CHUNK_BLOCKS, max(1, _CHUNK_DRAWS // self.block_size))
-            stop = min(end, (first_block + num_blocks) * self.block_size)
-            for row in self._rows_to_hand_out(self._num_drawn, stop).tolist():
+            stop = min(end, (self._num_drawn // self.block_size + num_blocks) * self.block_size)
+            for row in self._rows_or_any(self._num_drawn, stop).tolist():
                 self._num_drawn += 1
                 yield row
                 if self._revision != revision:
@@ -209,30 +155,27 @@ class MixtureSampler:
             ValueError: Invalid proportions, or `at_draw` is not the start of a block still to come.
         """
         proportions = self._checked(proportions)
-        earliest = -(-self._num_drawn // self.block_size) * self.block_size
+        earliest = max(-(-self._num_drawn // self.block_size) * self.block_size, self.first_draw)
         draw = earliest if at_draw is None else at_draw
-        if self.first_draw and draw <= self.first_draw:
-            raise ValueError(f"at_draw must come after {self.first_draw}: draws before it were forgotten, got {draw}")
         if draw < earliest or draw % self.block_size:
             raise ValueError(
                 f"at_draw must be a multiple of {self.block_size} and at least {earliest} "
-                f"(draws begun so far: {self._num_drawn}), got {draw}"
+                f"(draws begun so far: {max(self._num_drawn, self.first_draw)}), got {draw}"
             )
-        while self._journal and self._journal[-1].draw >= draw > 0:
+        while self._journal[-1].draw > draw:
             self._journal.pop()  # replaced before it acted
-        if draw == 0:
-            self._journal = [self._stretch(0, proportions, [0] * len(self.domains), [0.0] * len(self.domains))]
+        last = self._journal[-1]
+        if last.draw == draw:
+            self._journal[-1] = self._stretch(draw, proportions, last.drawn, last.cost, last.lag)
         else:
-            last = self._journal[-1]
-            drawn = self.drawn_before(draw)
-            length = draw - last.draw
+            place = self._accounting.place_in(last, (draw - last.draw) // self.block_size)
+            requested = sum(place.costs)
             lag = [
-                lag + length * proportion - (after - before)
-                for lag, proportion, after, before in zip(
-                    last.lag, last.proportions, drawn.tolist(), last.drawn, strict=True
-                )
+                lag + requested * proportion - cost
+                for lag, proportion, cost in zip(last.lag, last.proportions, place.costs, strict=True)
             ]
-            self._journal.append(self._stretch(draw, proportions, drawn.tolist(), lag))
+            drawn, cost = _sum(last.drawn, place.counts), _sum(last.cost, place.costs)
+            self._journal.append(self._stretch(draw, proportions, drawn, cost, lag))
         self._revision += 1
         return draw
 
@@ -249,7 +192,11 @@ class MixtureSampler:
         return -(-self.num_samples // self.block_size)
 
     def rows_of_steps(self, first: int, last: int) -> np.ndarray:
-        """Row indices of optimizer steps `first` to `last` - 1, int64."""
+        """Row indices of optimizer steps `first` to `last` - 1, int64.
+
+        Raises:
+            ValueError: The first step was forgotten.
+        """
         return self.rows(self.draws_until(first), self.draws_until(last))
 
     def draws_until(self, step: int) -> int:
@@ -279,22 +226,43 @@ class MixtureSampler:
 
     @property
     def first_draw(self) -> int:
-        """The first draw that was not forgotten, a multiple of the block size."""
-        return self._journal[0].draw
+        """The first draw that is not forgotten, a multiple of the block size."""
+        return self._journal[0].draw + self._journal[0].kept.block * self.block_size
 
     def forget_draws_before(self, draw: int) -> None:
-        """Drop the accounts of stretches that ended at or before this draw, so that they do not pile up.
+        """Drop the accounts of earlier blocks, so that neither memory nor state grows with the number of changes.
 
-        Nothing else changes: an iteration over forgotten draws yields some row for each, as a host that resumes skips
-        them, and then goes on as ever.
+        What follows stays the same. Rows and accounts of forgotten draws are errors from now on; an iteration yields
+        some row for each, since a host that resumes within an epoch skips them.
         """
-        del self._journal[: bisect_right(self._journal, draw, key=lambda s: s.draw) - 1]
+        block_start = draw // self.block_size * self.block_size
+        if block_start > self.first_draw:
+            del self._journal[: self._index_in_journal(block_start)]
+            self._journal[0].kept = self._place_at(block_start, self._accounting)[1]
 
     def drawn_before(self, draw: int) -> np.ndarray:
-        """Draws of each domain among draws 0 to `draw` - 1, int64, shape (num_domains,)."""
+        """Draws of each domain among draws 0 to `draw` - 1, int64, shape (num_domains,).
+
+        Raises:
+            ValueError: The draw was forgotten.
+        """
         block_start = draw // self.block_size * self.block_size
-        drawn = np.array(self._counts_at(block_start, self._behind), dtype=np.int64)
-        return drawn + self.count_by_domain(self.rows(block_start, draw))
+        stretch, place = self._place_at(block_start, self._accounting)
+        return np.array(_sum(stretch.drawn, place.counts)) + self.count_by_domain(self.rows(block_start, draw))
+
+    def cost_before(self, draw: int) -> np.ndarray:
+        """What draws 0 to `draw` - 1 cost, by domain, int64, shape (num_domains,).
+
+        Raises:
+            ValueError: The draw was forgotten.
+        """
+        if self._row_costs is None:
+            return self.drawn_before(draw)
+        block_start = draw // self.block_size * self.block_size
+        stretch, place = self._place_at(block_start, self._accounting)
+        cost, rows = np.array(_sum(stretch.cost, place.costs)), self.rows(block_start, draw)
+        np.add.at(cost, self.domain_ids(rows), self._row_costs.of_rows(rows))
+        return cost
 
     def rows(self, start: int, stop: int, cursor: Cursor | None = None) -> np.ndarray:
         """Row indices of draws `start` to `stop` - 1, int64; does not move the stream.
@@ -302,14 +270,29 @@ class MixtureSampler:
         Args:
             start: First draw, at least `first_draw`.
             stop: The draw after the last one.
-            cursor: The reader's own place, so that it goes on from where it read last.
+            cursor: The reader's own, so that it goes on from where it read last.
 
         Raises:
-            ValueError: `start` was forgotten.
+            ValueError: The first draw was forgotten.
         """
         if start >= stop:
             return np.empty(0, dtype=np.int64)
-        return self._rows(start, stop, self._behind if cursor is None else cursor)
+        first, last = start // self.block_size, -(-stop // self.block_size)
+        counts = self._counts(first, last, self._accounting if cursor is None else cursor)
+        in_block = np.diff(counts, axis=0).ravel()
+        num_blocks, num_domains = last - first, len(self.domains)
+        domain_ids = np.repeat(np.tile(np.arange(num_domains), num_blocks), in_block)
+        nth_of_domain = (
+            np.arange(num_blocks * self.block_size)
+            - np.repeat(np.cumsum(in_block) - in_block, in_block)
+            + np.repeat(counts[:-1].ravel(), in_block)
+        )
+        draws = np.arange(first * self.block_size, last * self.block_size, dtype=np.uint64)
+        keys = scramble(draws + scramble(np.uint64([self.seed])))
+        order = keys.reshape(num_blocks, self.block_size).argsort(axis=1, kind="stable")
+        order += np.arange(num_blocks)[:, None] * self.block_size
+        chosen = order.ravel()[start - first * self.block_size : stop - first * self.block_size]
+        return self._order.rows(domain_ids[chosen], nth_of_domain[chosen])
 
     def domain_ids_of_draws(self, start: int, stop: int) -> np.ndarray:
         """The domain index of draws `start` to `stop` - 1, for who follows training batch by batch."""
@@ -321,13 +304,16 @@ class MixtureSampler:
 
     def domain_ids(self, rows: np.ndarray) -> np.ndarray:
         """The domain index of each row index, same shape."""
-        return np.searchsorted(self._offsets, rows, side="right") - 1
+        return self._order.domain_ids(rows)
+
+    # Saved state
 
     def state_dict(self) -> dict:
         """JSON-able state: O(num_domains) numbers and the journal of proportions."""
         return {
             "version": STATE_VERSION,
             "num_rows_by_domain": [[domain, rows] for domain, rows in self.num_rows_by_domain.items()],
+            "cost_by_domain": None if self._row_costs is None else self._row_costs.by_domain,
             "block_size": self.block_size,
             "num_samples": self.num_samples,
             "seed": self.seed,
@@ -337,7 +323,9 @@ class MixtureSampler:
                     "draw": s.draw,
                     "proportions": list(s.proportions),
                     "drawn": list(s.drawn),
+                    "cost": list(s.cost),
                     "lag": list(s.lag),
+                    "kept": s.kept._asdict(),
                 }
                 for s in self._journal
             ],
@@ -347,90 +335,88 @@ class MixtureSampler:
         """Go on where the saved stream was; the next iteration yields the rest of its epoch.
 
         Raises:
-            ValueError: The state belongs to other domains, sizes, blocks, epochs or another seed.
+            ValueError: The state belongs to other domains, sizes, costs, blocks, epochs or another seed.
         """
         if state["version"] != STATE_VERSION:
             raise ValueError(f"sampler state has version {state['version']}, this release reads {STATE_VERSION}")
         here = self.state_dict()
         differences = [
             f"{name} was {state[name]}, is now {here[name]}"
-            for name in ("num_rows_by_domain", "block_size", "num_samples", "seed")
+            for name in ("num_rows_by_domain", "cost_by_domain", "block_size", "num_samples", "seed")
             if [*_flat(state[name])] != [*_flat(here[name])]
         ]
         if differences:
             raise ValueError("the saved stream cannot go on in this run: " + "; ".join(differences))
         self._num_drawn = int(state["num_drawn"])
-        self._journal = [
-            self._stretch(entry["draw"], np.array(entry["proportions"]), entry["drawn"], entry["lag"])
-            for entry in state["journal"]
-        ]
-        self._ahead, self._behind, self._training = Cursor(), Cursor(), Cursor()
+        self._journal = [self._stretch(**entry | {"kept": Place(**entry["kept"])}) for entry in state["journal"]]
+        self._start_cursors()
         self._revision += 1
 
     def _checked(self, proportions) -> np.ndarray:
         proportions = check_proportions(proportions, self.domains)
-        for domain, proportion in zip(self.domains, proportions, strict=True):
+        for j, (domain, proportion) in enumerate(zip(self.domains, proportions, strict=True)):
             if proportion > 0 and self.num_rows_by_domain[domain] < 1:
                 raise ValueError(f"domain {domain!r} has no rows but proportion {proportion}")
+            if proportion > 0 and self._row_costs is not None and self._row_costs.by_domain[j] == 0:
+                raise ValueError(f"domain {domain!r} has proportion {proportion}, but none of its rows costs anything")
         return proportions
 
-    def _stretch(self, draw, proportions, drawn, lag) -> _Stretch:
-        return _Stretch(draw, [float(p) for p in proportions], list(drawn), list(lag), self.block_size)
+    def _stretch(self, draw, proportions, drawn, cost, lag, kept: Place | None = None) -> _Stretch:
+        proportions = [float(p) for p in proportions]
+        if self._row_costs is None:
+            shares = FairCounts(proportions, self.block_size, lag)
+        else:
+            shares = FairCosts(proportions, self.block_size, lag, drawn, self._row_costs)
+        return _Stretch(draw, proportions, drawn, cost, lag, kept or Place.start(len(self.domains)), shares)
 
-    def _rows_to_hand_out(self, start: int, stop: int) -> np.ndarray:
-        """The rows of draws `start` to `stop` - 1; some row for each that was forgotten."""
-        first = min(max(start, self.first_draw), stop)
-        return np.concatenate([np.zeros(first - start, dtype=np.int64), self.rows(first, stop, self._ahead)])
+    def _start_cursors(self) -> None:
+        self._ahead = Cursor()  # where planning is
+        self._accounting = Cursor()  # where accounting is
+        self._training = Cursor()  # where training is
 
-    def _counts_at(self, draw: int, cursor: Cursor) -> list[int]:
-        """Draws by domain before a block's first draw; moves the cursor there."""
+    def _rows_or_any(self, start: int, stop: int) -> np.ndarray:
+        """The rows of draws `start` to `stop` - 1; the first row of all for each that is forgotten."""
+        known = min(max(start, self.first_draw), stop)
+        return np.concatenate([np.zeros(known - start, dtype=np.int64), self.rows(known, stop, self._ahead)])
+
+    def _counts(self, first: int, last: int, cursor: Cursor) -> np.ndarray:
+        """Draws by domain before each of the blocks `first` to `last`, int64, shape (last - first + 1, num_domains)."""
+        parts = []
+        while first <= last:
+            index = self._index_in_journal(first * self.block_size)
+            stretch, following = self._journal[index], self._journal[index + 1 : index + 2]
+            start = stretch.draw // self.block_size
+            stop = min([last + 1, *(later.draw // self.block_size for later in following)])
+            places = [cursor.place_in(stretch, block - start) for block in range(first, stop)]
+            parts.append(np.array([place.counts for place in places], dtype=np.int64) + stretch.drawn)
+            first = stop
+        return np.concatenate(parts)
+
+    def _place_at(self, draw: int, cursor: Cursor) -> tuple[_Stretch, Place]:
+        """The stretch of a block's first draw, and the place in it; moves the cursor there."""
+        stretch = self._journal[self._index_in_journal(draw)]
+        return stretch, cursor.place_in(stretch, (draw - stretch.draw) // self.block_size)
+
+    def _index_in_journal(self, draw: int) -> int:
+        """Which stretch a draw belongs to."""
         if draw < self.first_draw:
             raise ValueError(f"draw {draw} was forgotten; the first that is known is {self.first_draw}")
-        stretch = self._journal[bisect_right(self._journal, draw, key=lambda s: s.draw) - 1]
-        block = (draw - stretch.draw) // self.block_size
-        if cursor.stretch is not stretch or cursor.block > block + 1:
-            cursor.stretch, cursor.block, cursor.counts = stretch, 0, [0] * len(self.domains)
-        while cursor.block < block:
-            cursor.block, cursor.previous_counts = cursor.block + 1, cursor.counts
-            cursor.counts = stretch.next_counts(cursor.counts, cursor.block)
-        counts = cursor.counts if cursor.block == block else cursor.previous_counts
-        return [before + count for before, count in zip(stretch.drawn, counts, strict=True)]
+        return bisect_right(self._journal, draw, key=lambda stretch: stretch.draw) - 1
 
-    def _rows(self, start: int, stop: int, cursor: Cursor) -> np.ndarray:
-        """Row indices of draws `start` to `stop` - 1, whole blocks computed at once."""
-        first, last = start // self.block_size, -(-stop // self.block_size)
-        counts = np.array(
-            [self._counts_at(block * self.block_size, cursor) for block in range(first, last + 1)],
-            dtype=np.int64,
-        )  # (num_blocks + 1, num_domains)
-        in_block = np.diff(counts, axis=0).ravel()
-        num_blocks, num_domains = last - first, len(self.domains)
-        domain_ids = np.repeat(np.tile(np.arange(num_domains), num_blocks), in_block)
-        nth_of_domain = (
-            np.arange(num_blocks * self.block_size)
-            - np.repeat(np.cumsum(in_block) - in_block, in_block)
-            + np.repeat(counts[:-1].ravel(), in_block)
-        )
-        draws = np.arange(first * self.block_size, last * self.block_size, dtype=np.uint64)
-        keys = _hash(draws + _hash(np.uint64([self.seed])))
-        order = keys.reshape(num_blocks, self.block_size).argsort(axis=1, kind="stable")
-        order += np.arange(num_blocks)[:, None] * self.block_size
-        chosen = order.ravel()[start - first * self.block_size : stop - first * self.block_size]
-        return self._row_of(domain_ids[chosen], nth_of_domain[chosen].astype(np.uint64))
 
-    def _row_of(self, domain_ids: np.ndarray, nth: np.ndarray) -> np.ndarray:
-        """Row index of each domain's nth draw: the domain's permutation of that pass over its rows."""
-        num_rows = self._num_rows[domain_ids]
-        passes, values = np.divmod(nth, num_rows)
-        domain_keys = _hash(np.arange(len(self.domains), dtype=np.uint64) + _hash(np.uint64([self.seed ^ 1 << 62])))
-        keys = _hash(domain_keys[domain_ids] + passes * _GOLDEN)
-        half_bits = self._half_bits[domain_ids]
-        values = _feistel(values, keys, half_bits)
-        outside = np.flatnonzero(values >= num_rows)
-        while outside.size:  # cycle-walking: the network permutes a larger range
-            values[outside] = _feistel(values[outside], keys[outside], half_bits[outside])
-            outside = outside[values[outside] >= num_rows[outside]]
-        return values.astype(np.int64) + self._offsets[domain_ids]
+def _checked_costs(row_costs, num_rows: int) -> np.ndarray:
+    costs = np.asarray(row_costs)
+    if costs.shape != (num_rows,):
+        raise ValueError(f"row_costs must be one number per row, shape ({num_rows},), got shape {costs.shape}")
+    if not np.issubdtype(costs.dtype, np.integer):
+        raise ValueError(f"row_costs must be whole numbers, got {costs.dtype}")
+    if costs.min(initial=0) < 0:
+        raise ValueError(f"row_costs must be at least 0, got {costs.min()} for row {costs.argmin()}")
+    return costs
+
+
+def _sum(left: Sequence[int], right: Sequence[int]) -> list[int]:
+    return [a + b for a, b in zip(left, right, strict=True)]
 
 
 def _flat(value) -> Iterator:
@@ -440,20 +426,3 @@ def _flat(value) -> Iterator:
             yield from _flat(item)
     else:
         yield value
-
-
-def _hash(values: np.ndarray) -> np.ndarray:
-    """A bijective scrambling of uint64 (the splitmix64 finaliser, Steele et al., 2014), same shape."""
-    values = values + _GOLDEN
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: np.ndarray) -> np.ndarray:
-    """A keyed permutation of [0, 4**half_bits), element by element; all uint64, same shape."""
-    mask = (np.uint64(1) << half_bits) - np.uint64(1)
-    left, right = values >> half_bits, values & mask
-    for round_key in _ROUND_KEYS:
-        left, right = right, left ^ (_hash(right + keys + round_key) & mask)
-    return (left << half_bits) | right
