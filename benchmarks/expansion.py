@@ -68,7 +68,6 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 32, 48
 BASE_STEPS, BASE_RATE = 300, 1e-3
 REFERENCE = {"epochs": 2, "samples_per_epoch": 480}
 TRACED = "specific, share 0.7"
-NUM_PIECES = 8  # of a probe under a margin
 NUM_RESAMPLES = 500
 EPSILONS, MARGINS = (0.5, 0.1, 0.05, 0.02, 0.01), (0, 1, 2)
 
@@ -339,7 +338,8 @@ def fails(sums: np.ndarray, potentials: list[np.ndarray]) -> np.ndarray:
     """Whether the test fails, by update, epsilon and margin.
 
     Args:
-        sums: Summed losses and target tokens, shape (num_measurements, 2, num_pieces, num_domains).
+        sums: Summed losses, target tokens and numbers of rows, shape (num_measurements, 3, num_pieces, num_domains);
+            one piece, without the numbers: no error is asked for.
         potentials: Of all domains at each measurement.
     """
     losses = sums[:, 0].sum(axis=1) / sums[:, 1].sum(axis=1)
@@ -363,11 +363,9 @@ def resampled_tests(trace: Path, reference: float) -> None:
     potentials = [learnable_potential(now, np.full(len(DOMAINS), reference)) for now in losses]  # the target's counts
     truth, rng, resampled = fails(whole, potentials), np.random.default_rng(0), []
     for _ in range(NUM_RESAMPLES):
-        pieces = [
-            sums[:, :, rng.choice(sums.shape[2], PROBE_ROWS, replace=False)].reshape(len(sums), 2, NUM_PIECES, -1)
-            for sums in measured.values()
-        ]
-        resampled.append(fails(np.stack([domain.sum(axis=3) for domain in pieces], axis=3), potentials))
+        rows = [sums[:, :, rng.choice(sums.shape[2], PROBE_ROWS, replace=False)] for sums in measured.values()]
+        drawn = np.stack(rows, axis=3)  # every row is a piece
+        resampled.append(fails(np.concatenate([drawn, np.ones_like(drawn[:, :1])], axis=1), potentials))
     resampled = np.array(resampled)
     print(f"{trace.stem}: share of updates at which the test fails, on all rows / on {PROBE_ROWS};")
     print("how often it fails on these where it holds / fails on all")

@@ -174,7 +174,6 @@ def test_an_update_interval_longer_than_max_steps_is_a_mistake():
     [
         ("sample_packing", True, "plans a whole epoch ahead"),
         ("pretraining_dataset", [{"path": "c4"}], "rows without end have no epoch to mix"),
-        ("streaming", True, "rows of a stream cannot be drawn by index"),
         ("rl", "dpo", "mixes supervised fine-tuning only"),
         ("reward_model", True, "mixes supervised fine-tuning only"),
         ("process_reward_model", True, "mixes supervised fine-tuning only"),
@@ -280,7 +279,7 @@ def test_mistakes_in_the_block_and_around_it_are_reported_together():
         "update_interval: Input should be greater than 0",
         "sample_packing: cannot",
         "rl: cannot",
-        "streaming: cannot",
+        "streaming: a stream has no length",
         "datasets[1] (b): no domain",
         "datasets[2] (c): a domain must be",
         "no dataset has the path 'lew.jsonl'",

@@ -185,20 +185,26 @@ def test_the_update_interval_is_steps_or_a_share_of_the_run(given, num_steps, st
 
 
 @pytest.mark.parametrize(
-    ("given", "num_domains", "interval", "block_size", "rows"),
+    ("probe", "share_of_a_row", "rows"),
     [
-        # 50 steps of 8 rows cost at least 2 forward passes each: 800, of which 5 % are 40, over 3 domains 13.3
-        (None, 3, 50, 8, 13),
-        (None, 3, 1, 8, 8),  # never fewer than 8
-        (None, 6, 50, 128, 106),
-        (None, 2, 500, 128, 128),  # nor more than 128
-        (5, 3, 50, 8, 5),
-        (0, 3, 50, 8, 0),
+        ({}, 0.001, 50),  # 5 % of the run
+        ({"budget": 0.02}, 0.001, 20),
+        ({}, 0.02, 8),  # never fewer than 8
+        ({}, 0.0001, 128),  # nor more than 128
+        ({"rows_per_domain": 5}, 0.001, 5),
+        ({"rows_per_domain": 100, "budget": 0.02}, 0.001, 100),
+        ({"rows_per_domain": 0}, 0.001, 0),
     ],
 )
-def test_probes_take_as_many_rows_as_five_percent_of_the_run_allow(given, num_domains, interval, block_size, rows):
-    config = VersaTuneConfig(strategy="uniform", probe={"rows_per_domain": given})
-    assert config.probe_rows(num_domains, interval, block_size) == rows
+def test_probes_take_as_many_rows_as_their_budget_allows(probe, share_of_a_row, rows):
+    config = VersaTuneConfig(strategy="uniform", probe=probe)
+    assert config.probe_rows(lambda number: number * share_of_a_row) == rows
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, "5 %"])
+def test_a_budget_is_a_share_of_the_run(budget):
+    with pytest.raises(ValueError, match=r"probe\.budget"):
+        VersaTuneConfig(strategy="uniform", probe={"budget": budget})
 
 
 def test_an_update_interval_longer_than_the_run_is_an_error_that_says_what_would_fit():
@@ -412,12 +418,13 @@ def test_a_floor_that_the_limit_on_passes_does_not_allow_is_an_error():
 def test_losses_come_from_probes_or_from_training(block, training, probes, rows):
     config = built(**block)
     assert (config.measures_training, config.measures_probes) == (training, probes)
-    assert config.probe_rows(3, 1, 8) == rows
+    assert config.probe_rows(lambda rows: rows / 100) == rows
 
 
-def test_only_a_margin_cuts_probes_into_pieces():
-    assert built(**VALID, expansion={"domain": "law", "margin": 1.0}).num_probe_pieces == 8
-    assert built(**VALID, expansion={"domain": "law"}).num_probe_pieces == built(**VALID).num_probe_pieces == 1
+def test_only_a_margin_needs_the_errors_of_changes():
+    assert built(**VALID, expansion={"domain": "law", "margin": 1.0}).needs_errors
+    assert not built(**VALID, expansion={"domain": "law"}).needs_errors
+    assert not built(**VALID).needs_errors
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_resumed_run_cuts_the_lines_after_its_checkpoint(two_updates):
 
 @pytest.mark.parametrize(("until_step", "kept"), [(0, [0]), (49, [0]), (50, [0, 50]), (99, [0, 50])])
 def test_a_line_at_the_step_of_the_checkpoint_is_kept(two_updates, until_step, kept):
-    assert [r["step"] for r in History(two_updates, two_updates, until_step).records] == kept
+    assert [r["step"] for r in History(two_updates, two_updates, until_step).read()] == kept
     assert steps(two_updates) == kept
 
 
@@ -167,12 +168,68 @@ def test_a_file_that_was_cut_or_removed_from_outside_is_written_anew(two_updates
     assert steps(two_updates) == [0, 50, 100]
 
 
+@pytest.fixture
+def long_history(path):
+    """40 lines of 100 kB, of which memory keeps the last 10."""
+    history = History(path)
+    for step in range(40):
+        history.append({"step": step, "note": "x" * 99_950})
+    return history
+
+
+def test_memory_does_not_grow_with_the_file(path):
+    tracemalloc.start()
+    history = History(path)
+    for step in range(40):
+        history.append({"step": step, "note": "x" * 99_950})
+    in_use, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size > 3.9e6
+    assert in_use < 1.2e6
+
+
+def test_all_records_are_read_back_from_a_file_longer_than_what_memory_keeps(long_history):
+    assert [record["step"] for record in long_history.read()] == list(range(40))
+    resumed = History(long_history.path, long_history.path, 29)
+    resumed.append({"step": 30})
+    assert [record["step"] for record in resumed.read()] == list(range(31)) == steps(long_history.path)
+
+
+def test_a_cut_within_what_memory_keeps_loses_nothing(long_history, caplog):
+    os.truncate(long_history.path, 33 * 100_000)
+    long_history.append({"step": 40})
+    assert steps(long_history.path) == list(range(41))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(("left", "older"), [(250_000, [0, 1]), (0, []), (None, [])], ids=["cut", "emptied", "removed"])
+def test_lines_that_are_gone_and_older_than_what_memory_keeps_are_said_to_be_lost(long_history, caplog, left, older):
+    size = long_history.path.stat().st_size
+    long_history.path.unlink() if left is None else os.truncate(long_history.path, left)
+    long_history.append({"step": 40})
+    kept = steps(long_history.path)
+    assert kept == older + list(range(kept[len(older)], 41))
+    assert 9 <= len(kept) - len(older) - 1 <= 10
+    lost = size - long_history.path.stat().st_size + len(to_line({"step": 40}))
+    assert caplog.messages == [f"{long_history.path} was cut from outside: {lost} bytes of its older lines are lost"]
+    assert [record["step"] for record in long_history.read()] == kept
+
+
+def test_older_lines_that_cannot_be_read_do_not_fail_the_end_of_a_run(long_history, caplog):
+    with long_history.path.open("r+b") as file:
+        file.write(b"spoilt")
+    assert [record["step"] for record in long_history.read()][-9:] == list(range(31, 40))
+    assert "the older lines of" in caplog.text
+    long_history.path.unlink()
+    assert [record["step"] for record in long_history.read()][-9:] == list(range(31, 40))
+
+
 def test_a_folder_that_vanished_is_reported_and_training_goes_on(two_updates, caplog):
     history = History(two_updates, two_updates, 50)
     away = two_updates.parent.rename(two_updates.parent.with_name("away"))
     history.append({"step": 100})
     assert caplog.messages[0].startswith("1 history line(s) wait in memory")
-    assert [record["step"] for record in history.records] == [0, 50, 100]
+    assert [record["step"] for record in history.read()] == [0, 50, 100]
     away.rename(two_updates.parent)
     history.flush()
     assert steps(two_updates) == [0, 50, 100]

@@ -136,7 +136,7 @@ def test_a_state_of_other_domains_is_refused():
 
 def test_a_state_of_another_version_is_refused():
     state = make_mixture().state_dict() | {"version": 99}
-    with pytest.raises(ValueError, match="version 99, this release reads 2"):
+    with pytest.raises(ValueError, match="version 99, this release reads 3"):
         make_mixture().load_state_dict(state)
 
 
@@ -244,8 +244,8 @@ def test_a_domain_at_zero_without_a_probe_loss_still_skips_the_update():
 
 
 def pieces(law):
-    """Two pieces of one token each per domain; only law's losses matter."""
-    return np.array([[[law[0], 1, 1], [law[1], 1, 1]], np.ones((2, 3))])
+    """Two rows of one token each per domain; only law's losses matter."""
+    return np.array([[[law[0], 1, 1], [law[1], 1, 1]], np.ones((2, 3)), np.ones((2, 3))])
 
 
 def test_the_error_of_a_change_is_told_from_pieces_of_this_measurement_and_the_last_good_one():
@@ -256,8 +256,28 @@ def test_the_error_of_a_change_is_told_from_pieces_of_this_measurement_and_the_l
     mixture = make_mixture()
     mixture.load_state_dict(state)
     update = mixture.update(np.array([1.75, 1, 1]), 2, pieces([1.5, 2.0]))
-    # without piece 0 the ratio is 2/2, without piece 1 1.5/1: mean 1.25, error sqrt(1/2 * (0.25**2 + 0.25**2))
-    assert update.forgetting_error == pytest.approx([0.25, 0, 0], abs=1e-12)
+    # R = 3.5/3; residuals 1.5 - R * 1 = 1/3 and 2 - R * 2 = -1/3, of rows with 1/3 and 2/3 of the loss before:
+    # (1/9 / (2/3) + 1/9 / (1/3)) / 3**2 = 0.5 / 9
+    assert update.forgetting_error == pytest.approx([np.sqrt(0.5) / 3, 0, 0], abs=1e-12)
+
+
+def test_losses_come_with_their_errors_also_where_an_update_is_skipped():
+    mixture = make_mixture()
+    assert mixture.observe(np.array([1.5, 1, 1])).loss_errors is None
+    # two rows with losses 1 and 2: standard deviation sqrt(1/2), over sqrt(2)
+    observed = mixture.observe(np.array([1.5, 1, 1]), pieces([1.0, 2.0]))
+    assert observed.loss_errors == pytest.approx([0.5, 0, 0], abs=1e-12)
+    skipped = mixture.update(np.array([np.nan, 1, 1]), 1, pieces([np.nan, 2.0]))
+    assert np.isnan(skipped.loss_errors[0])
+    assert skipped.loss_errors[1:].tolist() == [0, 0]
+
+
+def test_the_error_of_a_smoothed_change_is_not_known():
+    mixture = smoothed()
+    mixture.observe(np.array([1.5, 1, 1]), pieces([1.0, 2.0]))
+    update = mixture.update(np.array([1.75, 1, 1]), 2, pieces([1.5, 2.0]))
+    assert update.forgetting_error is None
+    assert update.loss_errors[0] == pytest.approx(0.25, abs=1e-12)
 
 
 def test_a_strategy_that_needs_no_losses_goes_on_without_them(caplog):
@@ -320,7 +340,7 @@ def test_pieces_of_other_rows_are_not_compared():
     others = pieces([1.0, 2.0])
     others[1, 0, 0] = 7
     assert mixture.update(np.ones(3), 1, others).forgetting_error is None
-    assert mixture.update(np.ones(3), 2, np.ones((2, 3, 3))).forgetting_error is None
+    assert mixture.update(np.ones(3), 2, np.ones((3, 4, 3))).forgetting_error is None
 
 
 def test_a_strategy_that_writes_into_what_it_sees_changes_nothing_else():

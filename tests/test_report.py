@@ -96,6 +96,7 @@ def test_the_summary_counts_rows_draws_passes_and_shares(records):
         "tokens": pytest.approx(4 * 312 / (4 * 312 + 16 * 88)),
         "first": 2.0,
         "last": 1.25,
+        "error": None,
     }
     assert (code["passes"], code["first"], code["last"]) == (88 / 50, 3.0, 2.8)
     assert code["requested"] == pytest.approx(0.22)
@@ -153,6 +154,13 @@ def test_the_table_is_aligned_and_holds_every_number(records):
         "code 50 88 1.76 0.220 0.220 0.530 3.000 2.800",
     ]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_the_last_loss_comes_with_its_standard_error_where_it_is_known(records):
+    records[-1]["loss_errors"] = {"law": 0.0312, "code": None}
+    law, code = format_summary(records).splitlines()[1:]
+    assert law.endswith("1.250 +- 0.031")
+    assert code.rstrip().endswith("2.800")
 
 
 def test_what_was_not_measured_is_a_dash():

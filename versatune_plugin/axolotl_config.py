@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from versatune_plugin import stream_checks
 from versatune_plugin.blocks import readable
 from versatune_plugin.config import DEFAULT_SIGNAL, VersaTuneConfig, interval_problems
 from versatune_plugin.config_checks import domain_problems
@@ -16,11 +17,15 @@ from versatune_plugin.domains import is_domain_name, nearest
 BY_COLUMN = ""
 """Stands for the domain of a dataset whose rows name their domain themselves."""
 
+UNUSED_IN_PACKING = {
+    "sample_packing_group_size": "a window of draws is packed before every optimizer step",
+    "sample_packing_mp_start_method": "one process packs",
+    "sample_packing_eff_est": "the efficiency is measured",
+}
+"""Keys of Axolotl's packing that mean nothing under a mixture, each with what is done instead."""
+
 _REFUSED = {
-    "sample_packing": "packing plans a whole epoch ahead, which would freeze the mixture; not available yet: set it "
-    "to false",
     "pretraining_dataset": "rows without end have no epoch to mix; put the data under `datasets:`",
-    "streaming": "rows of a stream cannot be drawn by index; not available yet: set it to false",
     "rl": "the plugin mixes supervised fine-tuning only",
     "reward_model": "the plugin mixes supervised fine-tuning only",
     "process_reward_model": "the plugin mixes supervised fine-tuning only",
@@ -50,11 +55,13 @@ def fill_in(cfg: dict) -> None:
             VersaTuneConfig.model_validate(dict(block))
         except ValidationError as error:
             problems += readable(error)
+    problems += _stream_problems(cfg, block, problems) if cfg.get("streaming") else []
     problems += [
         f"{key}: cannot be combined with versatune: {reason} (given: {cfg[key]!r})"
         for key, reason in _REFUSED.items()
         if cfg.get(key)
     ]
+    problems += _packing_problems(cfg)
     if (cfg.get("context_parallel_size") or 1) > 1:
         problems.append("context_parallel_size: above 1 is not available yet under versatune")
     paths = _paths_by_domain(block)
@@ -76,6 +83,24 @@ def fill_in(cfg: dict) -> None:
         cfg["versatune"]["test_dataset_domains"] = test
 
 
+def _stream_problems(cfg: Mapping, block: Mapping, found: list[str]) -> list[str]:
+    """What stands in the way of `streaming: true`; the block is looked at where it has no mistakes."""
+    problems = [] if found else stream_checks.block_problems(VersaTuneConfig.model_validate(dict(block)))
+    if cfg.get("sample_packing"):
+        problems.append("streaming: with sample_packing Axolotl streams one dataset only: set one of the two to false")
+    if not cfg.get("max_steps"):
+        problems.append("streaming: a stream has no length, so max_steps must be given")
+    if cfg.get("dataloader_num_workers"):
+        problems.append(
+            f"dataloader_num_workers {cfg['dataloader_num_workers']}: a worker reads a copy of the streams that never "
+            "hears of new proportions: set it to 0"
+        )
+    accelerator = cfg.get("accelerator_config")
+    if isinstance(accelerator, Mapping) and accelerator.get("dispatch_batches"):
+        problems.append("accelerator_config.dispatch_batches: every process reads the streams itself: set it to false")
+    return problems
+
+
 def forgotten_block_problems(cfg: dict) -> list[str]:
     """Signs that a YAML without a `versatune:` block was meant to have one."""
     hint = nearest("versatune", cfg)
@@ -84,6 +109,16 @@ def forgotten_block_problems(cfg: dict) -> list[str]:
     if isinstance(datasets, list) and any(isinstance(entry, Mapping) and entry.get("domain") for entry in datasets):
         problems.append("datasets name their `domain:` but there is no `versatune:` block, so nothing would be mixed")
     return problems
+
+
+def _packing_problems(cfg: dict) -> list[str]:
+    """What cannot be combined with `sample_packing`."""
+    shared = cfg.get("accelerator_config") if cfg.get("sample_packing") else None
+    return [
+        f"accelerator_config.{key}: cannot be combined with sample_packing: each process packs batches of its own"
+        for key in ("split_batches", "dispatch_batches")
+        if isinstance(shared, Mapping) and shared.get(key)
+    ]
 
 
 def _entries(cfg: dict, key: str, problems: list[str]) -> list[Mapping]:

@@ -13,7 +13,7 @@ from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.common.datasets import load_datasets
 from axolotl.utils.data.shared import load_dataset_with_config
 from axolotl.utils.dict import DictDefault
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from filelock import FileLock
 
 from versatune_plugin import data
@@ -22,9 +22,15 @@ from versatune_plugin.config import VersaTuneConfig
 
 logger = logging.getLogger(__name__)
 
+# Given as the numbers of tokens, keeps Axolotl from counting them, and from packing all rows of a domain to count steps
+# that nobody asks for; and is so large that it never finds a set too small, which depends on all domains together.
+_NOT_COUNTED = 10**15
 
-def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
-    """Training and held-out rows per domain, in domain order.
+
+def load_domains(
+    cfg: DictDefault, config: VersaTuneConfig
+) -> tuple[dict[str, Dataset] | dict[str, IterableDataset], dict[str, Dataset]]:
+    """Training rows, under `streaming` streams, and held-out rows per domain, in domain order.
 
     Every domain goes through Axolotl's loader on its own, under a copy of the config that holds only its
     datasets. Its prepared rows lie in a folder named after the content of its local files, since Axolotl's own
@@ -45,19 +51,40 @@ def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> tuple[dict[str, D
         sub = copy.deepcopy(cfg)
         sub.datasets = train_entries[domain]
         sub.test_datasets = test_entries.get(domain)
-        sub.total_num_tokens = sub.total_supervised_tokens = sub.sample_packing_eff_est = None
-        sub.dataset_prepared_path = str(_prepared_path(cfg, domain, train_entries[domain], test_entries.get(domain)))
+        sub.total_num_tokens = sub.total_supervised_tokens = _NOT_COUNTED
+        sub.sample_packing_eff_est = 1.0
         try:
-            meta = load_datasets(cfg=sub)
+            if cfg.streaming:
+                train[domain], heldout_rows = _stream_and_heldout(cfg, sub, domain)
+            else:
+                sub.dataset_prepared_path = str(_prepared_path(cfg, domain, sub.datasets, sub.test_datasets))
+                meta = load_datasets(cfg=sub)
+                train[domain], heldout_rows = meta.train_dataset, meta.eval_dataset
         except ValueError as error:
             raise ValueError(f"versatune: the datasets of domain {domain!r} cannot be loaded: {error}") from error
-        train[domain] = meta.train_dataset
-        if meta.eval_dataset is not None:
-            heldout[domain] = meta.eval_dataset
+        if heldout_rows is not None:
+            heldout[domain] = heldout_rows
     for domain in test_entries:
         if domain not in train:
             raise ValueError(f"versatune: test_datasets have rows of domain {domain!r}, datasets have none")
     return train, heldout
+
+
+def _stream_and_heldout(cfg: DictDefault, sub: DictDefault, domain: str) -> tuple[IterableDataset, Dataset | None]:
+    """The stream of a domain and its held-out rows, which Axolotl leaves out where it streams.
+
+    They are loaded as the training rows of a config that does not stream. Prepared rows, which Axolotl would take for
+    the stream, lie elsewhere.
+    """
+    test_entries, sub.test_datasets = sub.test_datasets, None
+    sub.dataset_prepared_path = str(_base_path(cfg) / "streams")
+    stream = load_datasets(cfg=sub).train_dataset
+    if not test_entries:
+        return stream, None
+    sub.streaming, sub.shuffle_merged_datasets = False, False
+    sub.datasets = [DictDefault({**entry, "split": entry.split or "test"}) for entry in test_entries]
+    sub.dataset_prepared_path = str(_prepared_path(cfg, domain, [], test_entries))
+    return stream, load_datasets(cfg=sub).train_dataset
 
 
 def _entries_by_domain(cfg, entries: Sequence, domains: Sequence[str] | None, config) -> dict[str, list]:

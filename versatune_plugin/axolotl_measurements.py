@@ -13,6 +13,7 @@ from versatune_plugin import detection_run, references
 from versatune_plugin.axolotl_references import Rows, remedy, settings_of, without_launcher
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.history import write_atomically
+from versatune_plugin.stream_checks import fitted_on_rows
 from versatune_plugin.trainer_checks import describe_model
 
 logger = logging.getLogger("axolotl.versatune")
@@ -75,9 +76,8 @@ def with_measurements(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping
         ValueError: A file does not fit; with all reasons and what to do.
     """
     domains, base = tuple(train), detection_run.base_model_of(raw)
-    config = detection_run.with_detected_start(
-        config, domains, base, lambda: detection_run.texts_of(raw, config), logger
-    )
+    texts = fitted_on_rows if cfg.streaming else lambda: detection_run.texts_of(raw, config)
+    config = detection_run.with_detected_start(config, domains, base, texts, logger)
     file = config.references_file
     if file is None:
         return config

@@ -198,8 +198,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
     def _record(self, state, update: Update, acts_at_draw: int | None) -> None:
         """Write the update to the history, the trackers and the log."""
         feed = self._trainer.feed
-        rows = feed.rows_of_steps(max(self._recorded_step, 0), state.global_step)  # trained on
-        since_last = self._trainer.amounts_by_domain(rows)
+        since_last = self._trainer.amounts_of_steps(max(self._recorded_step, 0), state.global_step)
         self._drawn, self._recorded_step = self._drawn + since_last, state.global_step
         feed.forget_before(state.global_step)
         drawn, tokens, target_tokens = self._drawn
@@ -207,13 +206,14 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "step": state.global_step,
             "epoch": state.global_step / feed.steps_per_epoch,
             "num_drawn": int(drawn.sum()),
-            "num_rows_by_domain": feed.sampler.num_rows_by_domain,
+            "num_rows_by_domain": self._trainer.num_rows_by_domain,
             "drawn_by_domain": self._by_domain(drawn),
             "tokens_by_domain": self._by_domain(tokens),
             "target_tokens_by_domain": self._by_domain(target_tokens),
             "unit": self._settings["unit"],
             "signal": "probe" if self._trainer.train_losses is None else "train",
             "losses": self._by_domain(update.losses),
+            "loss_errors": self._by_domain(update.loss_errors),
             "smoothed_losses": self._by_domain(update.smoothed_losses),
             "reference_losses": self._by_domain(self._mixture.reference_losses),
             "potential": self._by_domain(update.potential),
@@ -223,7 +223,9 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "proportions": self._by_domain(update.proportions),
             "proposed": self._by_domain(update.proposed),
             "expanded": update.expanded,
-            "test": None if update.test is None else dict(zip(("left", "right"), update.test, strict=True)),
+            "test": None
+            if update.test is None
+            else dict(zip(("left", "right"), map(_or_null, update.test), strict=True)),
             "note": update.note,
             "skipped": update.skipped,
             "acts_at_draw": acts_at_draw,
@@ -259,16 +261,14 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "block_size": self._trainer.mixture_sampler.block_size,
             "update_interval": self._interval,
             "look_ahead_steps": self._look_ahead.num_steps,
+            "predicted_probe_share": self._trainer.probe_share,
         }
 
     def _by_domain(self, vector: np.ndarray | None) -> dict | None:
         """A vector as an object keyed by domain; numbers that are not finite become null."""
         if vector is None:
             return None
-        return {
-            domain: value if math.isfinite(value) else None
-            for domain, value in zip(self._mixture.domains, vector.tolist(), strict=True)
-        }
+        return {domain: _or_null(value) for domain, value in zip(self._mixture.domains, vector.tolist(), strict=True)}
 
     # Start and end of a run
 
@@ -322,12 +322,14 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         sampler = self._trainer.mixture_sampler
         if state.is_world_process_zero:
             self._logger.info(
-                "%s: strategy %s, %d domains, %d rows, %s; update every %d steps, acting %d step(s) later (the loader "
+                "%s: strategy %s, %d domains, %s, %s; update every %d steps, acting %d step(s) later (the loader "
                 "holds up to %d batch(es))",
                 f"resumed at step {state.global_step}" if state.global_step else "start",
                 self._settings["strategy"],
                 len(sampler.domains),
-                sum(sampler.num_rows_by_domain.values()),
+                "streams"
+                if (num_rows := self._trainer.num_rows_by_domain) is None
+                else f"{sum(num_rows.values())} rows",
                 ", ".join(
                     f"{domain} {proportion:.3f}"
                     for domain, proportion in zip(sampler.domains, self._mixture.proportions, strict=True)
@@ -354,7 +356,12 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         self._logger.info("history %s", self._history.path)
         if self._probe_seconds:
             share = 100 * self._probe_seconds / seconds
-            self._logger.info("probes took %.1f s, %.1f %% of the run", self._probe_seconds, share)
+            self._logger.info(
+                "probes took %.1f s, %.1f %% of the run (predicted: %.1f %%)",
+                self._probe_seconds,
+                share,
+                100 * self._trainer.probe_share,
+            )
         try:
             plot = plot_history(records, self._history.path.with_name("mixture.png"))
         except ImportError as error:
@@ -363,3 +370,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             self._logger.warning("no plot: %r", error)
         else:
             self._logger.info("plot %s", plot)
+
+
+def _or_null(number: float) -> float | None:
+    """A number that JSON knows."""
+    return number if math.isfinite(number) else None

@@ -11,8 +11,13 @@ from transformers.trainer_utils import get_last_checkpoint
 logger = logging.getLogger(__name__)
 
 
-def whole_checkpoint(wanted: str | bool | None, args) -> str | None:
+def whole_checkpoint(wanted: str | bool | None, args, sharded: bool) -> str | None:
     """The wanted checkpoint, or the newest whole one before it where a kill cut it off; None for a new run.
+
+    Args:
+        wanted: As given to `Trainer.train`.
+        args: The training arguments.
+        sharded: Whether FSDP or DeepSpeed keeps weights and optimizer, in files of its own.
 
     Raises:
         ValueError: There is no whole checkpoint to resume from.
@@ -22,12 +27,12 @@ def whole_checkpoint(wanted: str | bool | None, args) -> str | None:
     path = get_last_checkpoint(args.output_dir) if wanted is True else str(wanted)
     if path is None:
         raise ValueError(f"no checkpoint to resume from in {args.output_dir}")
-    if _is_whole(Path(path), args):
+    if _is_whole(Path(path), args, sharded):
         return path
     earlier = [
         other
         for other in Path(path).parent.glob("checkpoint-*")
-        if _step_of(other) < _step_of(Path(path)) and _is_whole(other, args)
+        if _step_of(other) < _step_of(Path(path)) and _is_whole(other, args, sharded)
     ]
     if not earlier:
         raise ValueError(
@@ -43,7 +48,7 @@ def _step_of(checkpoint: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _is_whole(checkpoint: Path, args) -> bool:
+def _is_whole(checkpoint: Path, args, sharded: bool) -> bool:
     """Whether everything a resume needs is there, to the last byte."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
@@ -53,7 +58,7 @@ def _is_whole(checkpoint: Path, args) -> bool:
     except (OSError, json.JSONDecodeError, SafetensorError):
         return False
     needed = []
-    if not (args.deepspeed or args.fsdp):  # those keep weights and optimizer in folders of their own
+    if not sharded:
         if not [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*model*.bin")]:
             return False
         num_processes = _num_processes(state) or args.world_size

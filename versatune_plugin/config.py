@@ -1,7 +1,8 @@
 """The `versatune:` block, and the args class Axolotl asks for."""
 
+import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,6 @@ from versatune_plugin.config_checks import KEYS_OF_STRATEGIES, contradictions, u
 from versatune_plugin.domains import SUM_TOLERANCE, check_proportions, in_domain_order
 from versatune_plugin.guards import Guards
 from versatune_plugin.sections import (
-    PIECES,
     SELF,
     DetectionConfig,
     ExpansionConfig,
@@ -41,11 +41,8 @@ Unit = Literal["examples", "tokens", "target_tokens"]
 DEFAULT_SIGNAL = {"odm": "train"}
 """Where losses come from, for strategies that do not take held-out rows."""
 
-# The default probe: its budget as a share of the run, the fewest and most rows per domain, and what training on a row
-# costs at least (LoRA: a forward pass, and a backward pass of about the same price).
-_PROBE_BUDGET = 0.05
+# Fewest and most held-out rows per domain of the default probe
 _PROBE_ROWS = (8, 128)
-_FORWARDS_PER_TRAINED_ROW = 2
 
 DETECTION_FILE = Path("versatune/detection.json")
 REFERENCES_FILE = Path("versatune/references.json")
@@ -175,9 +172,9 @@ class VersaTuneConfig(Block):
         return not self.measures_training and self.probe.rows_per_domain != 0
 
     @property
-    def num_probe_pieces(self) -> int:
-        """Pieces into which each domain's probe is cut; more than 1 where the error of a change is needed."""
-        return PIECES if self.strategy == "versatune" and self.expansion and self.expansion.margin else 1
+    def needs_errors(self) -> bool:
+        """Whether the strategy looks at the error of a change."""
+        return self.strategy == "versatune" and self.expansion is not None and self.expansion.margin > 0
 
     def with_measurements(self, start: Mapping | None = None, reference_losses: Mapping | None = None, **more):
         """This block with the numbers of its files in place of their names."""
@@ -354,21 +351,18 @@ class VersaTuneConfig(Block):
             return None
         return in_domain_order(self.reference_losses, domains, "versatune.reference_losses")
 
-    def probe_rows(self, num_domains: int, interval: int, block_size: int) -> int:
-        """Held-out rows per domain: the user's number, or as many as the probe's share of the run allows.
+    def probe_rows(self, share: Callable[[int], float]) -> int:
+        """Held-out rows per domain: the user's number, or as many of 8 to 128 as the probe's budget allows.
 
         Args:
-            num_domains: Domains to measure.
-            interval: Optimizer steps between two probes.
-            block_size: Rows per optimizer step.
+            share: Rows per domain -> the predicted share of the run that probes take (see `probes.Cost.share`).
         """
         if self.measures_training:
             return 0
         if self.probe.rows_per_domain is not None:
             return self.probe.rows_per_domain
-        forward_passes = _FORWARDS_PER_TRAINED_ROW * interval * block_size
         fewest, most = _PROBE_ROWS
-        return int(min(most, max(fewest, _PROBE_BUDGET * forward_passes / num_domains)))
+        return fewest + bisect.bisect_right(range(fewest + 1, most + 1), self.probe.budget, key=share)
 
     def interval_in_steps(self, num_steps: int) -> int:
         """Optimizer steps between two updates in a run of `num_steps`.

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from versatune_plugin import strategies
 from versatune_plugin.blocks import Problem
 from versatune_plugin.domains import SUM_TOLERANCE, check_proportions, misfits, nearest
-from versatune_plugin.sections import PIECES, SELF, GuardsConfig, StagesConfig
+from versatune_plugin.sections import SELF, GuardsConfig, StagesConfig
 from versatune_plugin.strategies import STRATEGIES, powered
 from versatune_plugin.strategies.staged import STAGED
 
 _START_NAMES = ("detected", "uniform", "proportional")
+_FEWEST_ROWS = 8  # of a domain, to tell the error of a change well enough to decide by it
 
 _RISE = {"expansion.domain", "expansion.delta", "expansion.ceiling", "expansion.start", "expansion.delta_schedule"}
 KEYS_OF_STRATEGIES = {
@@ -102,7 +103,7 @@ def _signal_problems(config) -> list[Problem]:
     rows = config.probe.rows_per_domain
     if config.measures_training:
         problems = []
-        if config.num_probe_pieces > 1:
+        if config.needs_errors:
             problems.append((("expansion", "margin"), "needs held-out rows: `signal: probe`"))
         if config.references_file is not None:
             reason = f"{config.references_file} is measured on held-out rows: with `signal: train` give the numbers"
@@ -110,8 +111,8 @@ def _signal_problems(config) -> list[Problem]:
         return problems
     if rows == 0 and config.needs_losses:
         return [(("probe", "rows_per_domain"), f"strategy {config.strategy!r} needs losses: at least 1 row per domain")]
-    if config.num_probe_pieces > 1 and rows is not None and rows < PIECES:
-        return [(("probe", "rows_per_domain"), f"`expansion.margin` needs at least {PIECES} rows per domain")]
+    if config.needs_errors and rows is not None and rows < _FEWEST_ROWS:
+        return [(("probe", "rows_per_domain"), f"`expansion.margin` needs at least {_FEWEST_ROWS} rows per domain")]
     return []
 
 
@@ -139,6 +140,7 @@ def unused_keys(config) -> list[str]:
         "sigma": "sigma" in config.changed() and config.strategy not in ("versatune", "increase_unconditional"),
         "reference_losses": str(config.reference_losses).endswith(".json") and config.references_file is None,
         "probe.rows_per_domain": config.measures_training and bool(config.probe.rows_per_domain),
+        "probe.budget": not config.measures_probes and "budget" in config.probe.changed(),
         "guards.smoothing": config.guards.smoothing > 0 and not config.needs_losses,
         "guards.max_change": config.guards.max_change is not None and config.kind is strategies.Fixed,
     }

@@ -1,8 +1,8 @@
 """Feed: how the rows of a mixture come to the training, counted in optimizer steps.
 
 `MixtureSampler` is the feed of a run whose step takes a fixed number of rows, `packing.PackedBatchSampler` that of one
-whose step takes as many rows as fit. Everything a feed says is a function of the seed, the sizes and the journal of
-proportions, so it is the same on all ranks and after a resume.
+whose step takes as many rows as fit, `streams.MixtureStream` that of one whose rows are streams. Everything a feed says
+is a function of the seed, the sizes and the journal of proportions, so it is the same on all ranks and after a resume.
 """
 
 from typing import Protocol
@@ -24,7 +24,7 @@ class Feed(Protocol):
         """Optimizer steps of an epoch, >= 1."""
 
     def rows_of_steps(self, first: int, last: int) -> np.ndarray:
-        """Rows trained on in optimizer steps `first` to `last` - 1, int64."""
+        """Rows trained on in optimizer steps `first` to `last` - 1, int64; streams have `amounts_of_steps` instead."""
 
     def draws_until(self, step: int) -> int:
         """The first draw, a multiple of the block size, that no batch before this optimizer step can depend on."""

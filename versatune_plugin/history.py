@@ -1,15 +1,20 @@
 """history.jsonl: one JSON line per update, written and read back; the only file the report needs.
 
 A line is written with one system call and taken back where it does not fit on the disk, so that no line is ever
-torn; lines that could not be written wait in memory and go out with the next one.
+torn; lines that could not be written wait in memory and go out with the next one. Of the lines on the disk, memory
+keeps only the newest, so that it does not grow with the number of updates.
 """
 
 import json
 import logging
 import os
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+_KEPT_BYTES = 2**20  # of the newest lines on the disk: some 500 updates of six domains
 
 
 def history_path(output_dir: str | os.PathLike) -> Path:
@@ -50,6 +55,9 @@ def read_history(path: str | os.PathLike) -> list[dict]:
 class History:
     """The history of a run that is being written.
 
+    Where somebody cuts or removes the file during the run, what memory keeps of it is written again; older lines are
+    lost, which a warning says.
+
     Args:
         path: The file; its folder is made. An older history there is moved aside, unless it is the one to go on.
         go_on_from: The history of the run that is resumed; None for a new run.
@@ -62,57 +70,92 @@ class History:
 
     def __init__(self, path: Path, go_on_from: Path | None = None, until_step: int = -1) -> None:
         self.path = path
-        self.records: list[dict] = []
+        self._waiting: deque[bytes] = deque()  # not on the disk yet
+        self._newest: deque[bytes] = deque()  # the last of those that are
+        self._size = self._kept = 0  # bytes on the disk; of these in memory
         path.parent.mkdir(parents=True, exist_ok=True)
-        if go_on_from is not None and go_on_from.exists():
-            self.records = _records_until(go_on_from, until_step)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            if go_on_from is not None and go_on_from.exists():
+                for line in _lines_until(go_on_from, until_step):
+                    file.write(line)
+                    self._keep(line)
         if path.exists() and path != go_on_from:
             os.replace(path, path.with_name("history.previous.jsonl"))
-        self._rewrite()
+        os.replace(temporary, path)
 
     def append(self, record: dict) -> None:
         """Write a record, and those that are still waiting; a fault of the disk is reported, not fatal."""
-        self.records.append(record)
+        self._waiting.append(to_line(record).encode())
         self.flush()
 
     def flush(self) -> None:
         """Write what is not on the disk yet."""
         try:
-            if not self.path.exists() or self.path.stat().st_size < self._size:
-                self._rewrite()  # somebody cut or removed the file
-            else:
-                self._write("".join(map(to_line, self.records[self._num_written :])).encode())
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self._take_back_what_is_gone(file)
+                self._write(file)
+            finally:
+                os.close(file)
         except OSError as error:
-            waiting = len(self.records) - self._num_written
-            logger.warning("%d history line(s) wait in memory: %s: %s", waiting, self.path, error)
+            logger.warning("%d history line(s) wait in memory: %s: %s", len(self._waiting), self.path, error)
 
-    def _rewrite(self) -> None:
-        write_atomically(self.path, "".join(map(to_line, self.records)))
-        self._size, self._num_written = self.path.stat().st_size, len(self.records)  # whole lines
+    def read(self) -> list[dict]:
+        """All records, oldest first: those of the file and those that wait.
 
-    def _write(self, text: bytes) -> None:
-        file = os.open(self.path, os.O_WRONLY)
+        Lines that somebody has spoilt or taken away are left out, which a warning says.
+        """
+        older = []
         try:
-            os.ftruncate(file, self._size)  # what an earlier fault left of a line
-            written = os.pwrite(file, text, self._size)
-            if written < len(text):
-                os.ftruncate(file, self._size)
-                raise OSError(f"only {written} of {len(text)} bytes could be written")
-            os.fsync(file)
-        finally:
-            os.close(file)
-        self._size, self._num_written = self._size + len(text), len(self.records)
+            with self.path.open("rb") as file:
+                older = [json.loads(line) for line in file.read(self._size - self._kept).splitlines()]
+        except (OSError, ValueError) as error:
+            if self._kept < self._size:
+                logger.warning("the older lines of %s cannot be read: %s", self.path, error)
+        return older + [json.loads(line) for line in (*self._newest, *self._waiting)]
+
+    def _write(self, file: int) -> None:
+        text = b"".join(self._waiting)
+        os.ftruncate(file, self._size)  # what an earlier fault left of a line
+        written = os.pwrite(file, text, self._size)
+        if written < len(text):
+            os.ftruncate(file, self._size)
+            raise OSError(f"only {written} of {len(text)} bytes could be written")
+        os.fsync(file)
+        while self._waiting:
+            self._keep(self._waiting.popleft())
+
+    def _keep(self, line: bytes) -> None:
+        """Note that a line is on the disk."""
+        self._newest.append(line)
+        self._size, self._kept = self._size + len(line), self._kept + len(line)
+        while self._kept > _KEPT_BYTES:
+            self._kept -= len(self._newest.popleft())
+
+    def _take_back_what_is_gone(self, file: int) -> None:
+        """Let lines wait again that somebody has cut off the file; a file that was removed is an empty one here."""
+        size = os.fstat(file).st_size
+        while self._newest and self._size > size:
+            line = self._newest.pop()
+            self._waiting.appendleft(line)
+            self._size, self._kept = self._size - len(line), self._kept - len(line)
+        if self._size > size:
+            whole = os.pread(file, size, 0).rfind(b"\n") + 1
+            logger.warning(
+                "%s was cut from outside: %d bytes of its older lines are lost", self.path, self._size - whole
+            )
+            self._size = whole
 
 
-def _records_until(path: Path, step: int) -> list[dict]:
+def _lines_until(path: Path, step: int) -> Iterator[bytes]:
     """The whole lines of an interrupted history up to an optimizer step."""
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break  # torn by a fault of the disk: the run writes it again
-        if not line.endswith("\n") or record["step"] > step:
-            break
-        records.append(record)
-    return records
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return  # torn by a fault of the disk: the run writes it again
+            if not line.endswith(b"\n") or record["step"] > step:
+                return
+            yield line

@@ -10,12 +10,12 @@ import numpy as np
 
 from versatune_plugin.domains import check_domain_names, check_proportions
 from versatune_plugin.guards import Guards
-from versatune_plugin.signals import forgetting_degree, learnable_potential, relative_change_error
+from versatune_plugin.signals import forgetting_degree, learnable_potential, loss_errors, relative_change_error
 from versatune_plugin.strategies.base import Decision, Observation, Strategy
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 _NO_GUARDS = Guards()
 _MORE_THAN_ROUNDING = 1e-3
@@ -27,12 +27,14 @@ class Update:
 
     losses: np.ndarray | None
     """Nats per target token (or byte), as measured; None where nothing was."""
+    loss_errors: np.ndarray | None = None
+    """Their standard errors over draws of the probe rows; None where they are not known, nan where one is not."""
     smoothed_losses: np.ndarray | None = None
     """What the strategy saw instead; None where losses are not smoothed."""
     potential: np.ndarray | None = None
     forgetting: np.ndarray | None = None
     forgetting_error: np.ndarray | None = None
-    """Standard error of the relative change; None where it is not measured."""
+    """Standard error of the relative change of the losses; None where it is not known, as under smoothing."""
     proportions_before: np.ndarray
     proportions: np.ndarray
     proposed: np.ndarray | None = None
@@ -118,8 +120,8 @@ class Mixture:
         Args:
             losses: Shape (num_domains,).
             step: Optimizer steps taken.
-            pieces: Loss sums and token counts of pieces of each domain's rows, shape (2, num_pieces, num_domains),
-                to tell the error of a change; None where it is not asked for.
+            pieces: What `signals.loss_errors` takes, to tell the errors of losses and of their changes; None where
+                it is not known.
             caps: Highest proportions for now (see `Guards.caps`).
             forgetting_error: The error of a change where it is known already, as in a recorded history.
         """
@@ -132,6 +134,7 @@ class Mixture:
 
     def _measure(self, losses, pieces, step: int | None, caps, forgetting_error=None) -> Update:
         losses = np.array(losses, dtype=np.float64)
+        errors = None if pieces is None else loss_errors(pieces)
         before = self.proportions.copy()
         unknown = np.isnan(losses) & (before == 0) & self._of_training
         reason = self._reason_to_skip(losses, ~unknown)
@@ -140,7 +143,13 @@ class Mixture:
             return self.advance(step, caps, losses)
         if reason is not None:
             logger.warning("update skipped, proportions stay: %s", reason)
-            return Update(losses=losses, proportions_before=before, proportions=before.copy(), skipped=reason)
+            return Update(
+                losses=losses,
+                loss_errors=errors,
+                proportions_before=before,
+                proportions=before.copy(),
+                skipped=reason,
+            )
         seen = self._smoothed(losses)
         if self._own_reference:
             lowest = seen if self.reference_losses is None else self.reference_losses
@@ -150,11 +159,12 @@ class Mixture:
             potential = np.where(unknown, 0.0, learnable_potential(seen, self.reference_losses))
         forgetting = forgetting_degree(seen, self._previous_losses)
         forgetting[np.isnan(forgetting)] = 0.0  # not known now, or not before
-        if pieces is not None and _are_of_the_same_rows(pieces, self._previous_pieces):
+        if pieces is not None and not self._smoothing and _are_of_the_same_rows(pieces, self._previous_pieces):
             forgetting_error = relative_change_error(pieces, self._previous_pieces)
         self._previous_losses, self._previous_pieces = seen, pieces
         measured = {
             "losses": losses,
+            "loss_errors": errors,
             "smoothed_losses": seen if self._smoothing else None,
             "potential": potential,
             "forgetting": forgetting,
@@ -257,7 +267,7 @@ class Mixture:
 
 def _are_of_the_same_rows(pieces: np.ndarray, previous: np.ndarray | None) -> bool:
     """Whether two measurements in pieces can be compared: a resumed run may have other probes."""
-    return previous is not None and pieces.shape == previous.shape and np.array_equal(pieces[1], previous[1])
+    return previous is not None and pieces.shape == previous.shape and np.array_equal(pieces[1:], previous[1:])
 
 
 def _listed(vector: np.ndarray | None) -> list | None:

@@ -30,10 +30,18 @@ class VersaTunePlugin(BasePlugin):
         self._yaml = {key: value for key, value in _plain(cfg).items() if key != "axolotl_config_path"}
         axolotl_config.fill_in(cfg)
         loader_keys = ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory")
-        if all(cfg.get(key) is None for key in loader_keys):
+        if cfg.get("streaming"):
+            cfg["accelerator_config"] = {**(cfg.get("accelerator_config") or {}), "dispatch_batches": False}
+            if cfg.get("dataloader_num_workers") is None:  # Axolotl would set 1 or more
+                cfg["dataloader_num_workers"] = 0
+                logger.info("dataloader_num_workers 0: streams are read where new proportions are known")
+        elif all(cfg.get(key) is None for key in loader_keys):
             # Axolotl's own default prefetches 256 batches per worker: new proportions would act that much later
             cfg["dataloader_num_workers"], cfg["dataloader_prefetch_factor"] = 1, 2
             logger.info("dataloader_num_workers 1, dataloader_prefetch_factor 2: new proportions act soon")
+        for key, instead in axolotl_config.UNUSED_IN_PACKING.items() if cfg.get("sample_packing") else ():
+            if cfg.get(key) is not None:
+                logger.warning("%s has no effect under versatune: %s", key, instead)
 
     def get_input_args(self) -> str:
         """The args class that Axolotl merges into its schema."""
@@ -49,11 +57,18 @@ class VersaTunePlugin(BasePlugin):
             return None
         from versatune_plugin import axolotl_measurements
         from versatune_plugin.axolotl_data import load_domains
-        from versatune_plugin.trainer_checks import check_domains_fit, start_of, train_signal_problems, update_interval
+        from versatune_plugin.trainer import stand_in
+        from versatune_plugin.trainer_checks import (
+            check_domains_fit,
+            num_rows,
+            start_of,
+            train_signal_problems,
+            update_interval,
+        )
 
         self._refuse_other_trainers(cfg)
         config = block_of(cfg)
-        if config.measures_training and (problems := train_signal_problems(cfg)):
+        if config.measures_training and (problems := train_signal_problems(cfg) + _packed_signal_problems(cfg)):
             raise ValueError("versatune: " + "; ".join(problems))
         if not preprocess:
             axolotl_measurements.make_what_is_missing(config, self._yaml)
@@ -61,19 +76,20 @@ class VersaTunePlugin(BasePlugin):
         check_domains_fit(config, train, heldout)
         if not preprocess:
             config = axolotl_measurements.with_measurements(config, cfg, self._yaml, train, heldout)
-        num_samples = config.samples_per_epoch or sum(map(len, train.values()))
-        num_steps = math.ceil(num_samples * cfg.num_epochs / cfg.batch_size)  # as Axolotl counts them
+        num_samples, rows_per_step = config.samples_per_epoch or sum(num_rows(train).values()), cfg.batch_size
+        if cfg.sample_packing and not preprocess:  # preprocessing may come before the start is known
+            num_samples, rows_per_step = self._pack(cfg, config, train)
+        num_steps = math.ceil(num_samples * cfg.num_epochs / rows_per_step)  # as Axolotl counts them
         if config.only_domain:  # a reference run is measured at the end of each epoch, so they have to be whole
-            num_steps = math.ceil(num_samples / cfg.batch_size) * math.ceil(cfg.num_epochs)
-        update_interval(config, cfg.max_steps or num_steps, math.ceil(num_samples / cfg.batch_size))
+            num_steps = math.ceil(num_samples / rows_per_step) * math.ceil(cfg.num_epochs)
+        update_interval(config, cfg.max_steps or num_steps, math.ceil(num_samples / rows_per_step))
         if not preprocess:
-            num_rows = {domain: len(rows) for domain, rows in train.items()}
-            start_of(config, num_rows, cfg.max_steps or num_steps, cfg.batch_size)
+            start_of(config, num_rows(train), cfg.max_steps or num_steps, rows_per_step)
         self._config, self._train, self._heldout = config, train, heldout
         return TrainDatasetMeta(
-            train_dataset=data.join(list(train.values())),
+            train_dataset=stand_in(train),
             eval_dataset=data.join(list(heldout.values())) if heldout else None,
-            total_num_steps=min(num_steps, cfg.max_steps or num_steps),
+            total_num_steps=cfg.max_steps if cfg.streaming else min(num_steps, cfg.max_steps or num_steps),
         )
 
     def get_trainer_cls(self, cfg):
@@ -85,7 +101,12 @@ class VersaTunePlugin(BasePlugin):
 
         from versatune_plugin.trainer import make_trainer_class
 
-        return make_trainer_class(get_cls_from_module_str(cfg.trainer_cls) if cfg.trainer_cls else AxolotlTrainer)
+        base = get_cls_from_module_str(cfg.trainer_cls) if cfg.trainer_cls else AxolotlTrainer
+        if not cfg.sample_packing:
+            return make_trainer_class(base)
+        from versatune_plugin.axolotl_packing import AxolotlPackingMixin
+
+        return make_trainer_class(base, AxolotlPackingMixin)
 
     def post_trainer_create(self, cfg, trainer) -> None:
         """Hand the mixture to the trainer.
@@ -101,7 +122,26 @@ class VersaTunePlugin(BasePlugin):
             raise RuntimeError(
                 f"versatune: Axolotl built a {type(trainer).__name__}, which cannot mix; nothing was mixed"
             )
+        if cfg.sample_packing:
+            trainer.packing, trainer.packed_epoch = self._packing, self._packed_epoch
         trainer.use_mixture(self._config, self._train, self._heldout, logger)
+
+    def _pack(self, cfg, config: VersaTuneConfig, train) -> tuple[int, int]:
+        """Rows of an epoch and of an optimizer step, about: how many are packed differs from step to step."""
+        from versatune_plugin.axolotl_packing import AxolotlPacking
+
+        self._packing = packing = AxolotlPacking.of(cfg)
+        self._packed_epoch = epoch = packing.epoch(config, train)
+        logger.info(
+            "sample_packing: %d bins of %d tokens per step, about %d rows, which wait %.1f steps for bins to fill; "
+            "%d steps per epoch",
+            packing.bins_per_batch * packing.batches_per_step,
+            packing.capacity,
+            epoch.rows_per_step,
+            epoch.waits,
+            epoch.steps,
+        )
+        return epoch.steps * epoch.rows_per_step, epoch.rows_per_step
 
     def _acts(self, cfg) -> bool:
         """Whether the YAML has our block; of two instances (by `plugins:` and by entry point) only the first acts."""
@@ -116,6 +156,15 @@ class VersaTunePlugin(BasePlugin):
                 raise ValueError(f"versatune: the plugin {name} brings a trainer class of its own; use one of the two")
         if cfg.model_config_type == "mamba":
             raise ValueError("versatune: Axolotl's trainer for mamba models cannot mix")
+
+
+def _packed_signal_problems(cfg) -> list[str]:
+    if not cfg.sample_packing:
+        return []
+    return [
+        "signal: train: a packed batch does not say which row a loss is of: set sample_packing to false, or use "
+        "signal: probe"
+    ]
 
 
 def block_of(cfg) -> VersaTuneConfig:

@@ -492,7 +492,7 @@ def settled(config, document: Mapping):
     return config.with_measurements(
         reference_losses={domain: float(loss) for domain, loss in document["reference_losses"].items()},
         loss_unit=unit,
-        probe={"rows_per_domain": document["probe"]["rows_per_domain"]},
+        probe=config.probe.model_dump() | {"rows_per_domain": document["probe"]["rows_per_domain"]},
     )
 
 

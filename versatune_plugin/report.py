@@ -27,6 +27,8 @@ def format_update(record: dict, num_steps: int) -> str:
 def summarise(records: Sequence[dict]) -> list[dict]:
     """One row per domain: rows, drawn, passes, requested and realised share, share of tokens, first and last loss.
 
+    With the last one's standard error over draws of the held-out rows, None where it is not known.
+    Rows and passes of streams are None.
     Shares are of what the run's proportions are shares of: of the rows drawn, of their tokens or target tokens.
 
     Args:
@@ -35,20 +37,21 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     last = records[-1]
     requested, realised = _requested(records), _share(last, last.get("unit"))
     of_tokens, rows = _share(last, "tokens"), []
-    for domain, num_rows in last["num_rows_by_domain"].items():
-        drawn = last["drawn_by_domain"][domain]
-        measured = [r["losses"][domain] for r in records if r["losses"] and r["losses"][domain] is not None]
+    for domain, drawn in last["drawn_by_domain"].items():
+        num_rows = last["num_rows_by_domain"] and last["num_rows_by_domain"][domain]
+        measured = [r for r in records if r["losses"] and r["losses"][domain] is not None]
         rows.append(
             {
                 "domain": domain,
                 "rows": num_rows,
                 "drawn": drawn,
-                "passes": drawn / num_rows,
+                "passes": num_rows and drawn / num_rows,
                 "requested": requested[domain],
                 "realised": realised[domain],
                 "tokens": of_tokens[domain],
-                "first": measured[0] if measured else None,
-                "last": measured[-1] if measured else None,
+                "first": measured[0]["losses"][domain] if measured else None,
+                "last": measured[-1]["losses"][domain] if measured else None,
+                "error": (measured[-1].get("loss_errors") or {}).get(domain) if measured else None,
             }
         )
     return rows
@@ -57,7 +60,7 @@ def summarise(records: Sequence[dict]) -> list[dict]:
 def _amounts(record: dict, unit: str | None) -> dict[str, int]:
     """What was drawn so far, by domain, in a unit."""
     key = {"tokens": "tokens_by_domain", "target_tokens": "target_tokens_by_domain"}.get(unit, "drawn_by_domain")
-    return record.get(key) or dict.fromkeys(record["num_rows_by_domain"], 0)
+    return record.get(key) or dict.fromkeys(record["drawn_by_domain"], 0)
 
 
 def _share(record: dict, unit: str | None) -> dict[str, float | None]:
@@ -99,14 +102,14 @@ def format_summary(records: Sequence[dict]) -> str:
     table = [header] + [
         (
             row["domain"],
-            f"{row['rows']:,}",
+            "-" if row["rows"] is None else f"{row['rows']:,}",
             f"{row['drawn']:,}",
-            f"{row['passes']:.2f}",
+            "-" if row["passes"] is None else f"{row['passes']:.2f}",
             _number(row["requested"]),
             _number(row["realised"]),
             _number(row["tokens"]),
             _number(row["first"]),
-            _number(row["last"]),
+            _number(row["last"]) + ("" if row["error"] is None else f" +- {_number(row['error'])}"),
         )
         for row in summarise(records)
     ]

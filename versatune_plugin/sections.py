@@ -12,8 +12,6 @@ _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"  # a key itself, put there by mistake, i
 
 SELF = "self"
 """As `reference_losses`: the lowest loss that the run itself has reached so far."""
-PIECES = 8
-"""Into which each domain's probe is cut where the error of a change is asked for."""
 
 _Number = Annotated[float, Field(strict=True)]
 _Numbers = Annotated[dict[str, _Number], Tag("numbers")]
@@ -40,7 +38,15 @@ class ProbeConfig(Block):
         ge=0,
         strict=True,
         description="Held-out rows per domain; 0: measure nothing (fixed strategies only). Default: 8 to 128, as many "
-        "as keep the probes below 5 % of the run. Ours.",
+        "as `budget` allows. Ours.",
+    )
+    budget: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        strict=True,
+        description="Share of the run's time that probes are predicted to stay under. Where `rows_per_domain` is "
+        "given, these rows are measured, and above this share the log warns. Ours.",
     )
 
 

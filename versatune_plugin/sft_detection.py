@@ -12,8 +12,10 @@ from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.detection_report import format_detection
 from versatune_plugin.detection_run import BaseModel, make_detection, with_detected_start
 from versatune_plugin.sft_references import on_main, random_state_kept
+from versatune_plugin.stream_checks import fitted_on_rows
 from versatune_plugin.texts import row_texts
 from versatune_plugin.trainer import visible_logger
+from versatune_plugin.trainer_checks import are_streams
 
 
 def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs: Mapping) -> VersaTuneConfig:
@@ -33,8 +35,10 @@ def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs:
     if file is None:
         return config
     logger = visible_logger()
-    texts = {domain: row_texts(rows) for domain, rows in train.items()}
     base = _base_model(*args, **kwargs)
+    if are_streams(train):
+        return with_detected_start(config, tuple(train), base, fitted_on_rows, logger)
+    texts = {domain: row_texts(rows) for domain, rows in train.items()}
     if not on_main(file.exists):
         if PartialState().num_processes > 1:
             script = shlex.join(["python", *sys.argv])

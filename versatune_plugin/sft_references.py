@@ -21,8 +21,15 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_
 from versatune_plugin import references
 from versatune_plugin.cache import locked
 from versatune_plugin.config import VersaTuneConfig
-from versatune_plugin.probes import same_rows
-from versatune_plugin.trainer_checks import describe_model, num_steps
+from versatune_plugin.probes import (
+    Cost,
+    choose_rows,
+    forwards_per_trained_row,
+    num_measurements,
+    rows_per_pass,
+    same_rows,
+)
+from versatune_plugin.trainer_checks import describe_model, num_steps, rows_per_step
 
 # Arguments of the main trainer that a reference trainer takes over; the others belong to the main model or run.
 _TAKEN_OVER = (
@@ -34,6 +41,7 @@ _TAKEN_OVER = (
 )
 _NO_MATTER = ("logging_dir", "run_name", "local_rank")  # training arguments without influence on the losses
 _POSITIONAL = ("model", "args", "data_collator")
+_SOME_ROWS = 1000  # of a domain, to tell how long its rows are
 
 
 class SFTReferences:
@@ -119,7 +127,7 @@ class SFTReferences:
         return self._config.with_measurements(
             reference_losses={domain: result["reference_loss"] for domain, result in self._results.items()},
             loss_unit=self._unit,
-            probe={"rows_per_domain": self._num_rows},
+            probe=self._config.probe.model_dump() | {"rows_per_domain": self._num_rows},
         )
 
     def write(self, data: Mapping[str, str], probe: Mapping[str, dict]) -> None:
@@ -242,14 +250,28 @@ class SFTReferences:
 
     @property
     def _block_size(self) -> int:
-        args = self._args
-        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return rows_per_step(self._args)
 
     def _num_probe_rows(self) -> int:
         """Held-out rows per domain: the user's number, or what the main run would choose."""
         num_samples = self._config.samples_per_epoch or sum(map(len, self._train.values()))
         steps = num_steps(self._args, math.ceil(num_samples / self._block_size))
-        return self._config.probe_rows(len(self._train), self._config.interval_in_steps(steps), self._block_size)
+        mean_size = np.mean([np.mean(self._sizes(rows)) for rows in self._train.values()])
+        full = self._given.get("peft_config") is None
+        cost = Cost(
+            heldout={domain: self._sizes(rows) for domain, rows in self._heldout.items()},
+            trained=steps * self._block_size * mean_size * forwards_per_trained_row(full),
+            num_measurements=num_measurements(steps, self._config.interval_in_steps(steps)),
+            batch_size=rows_per_pass(self._args.device.type, self._args.per_device_eval_batch_size),
+            seed=self._args.seed,
+            world_size=self._args.world_size,
+        )
+        return self._config.probe_rows(cost.share)
+
+    def _sizes(self, rows) -> list[int]:
+        """Sizes of some rows: tokens, or, before they have any, characters."""
+        some = rows.select(choose_rows(len(rows), _SOME_ROWS, self._args.seed))
+        return [len(row["input_ids"]) if "input_ids" in row else sum(map(len, _texts(row))) for row in some]
 
     def _tokenizer_difference(self) -> str | None:
         if self._config.reference.model == self._base_model["name"]:

@@ -3,12 +3,12 @@
 from datasets import Dataset
 from trl import SFTTrainer
 
-from versatune_plugin import data, references
+from versatune_plugin import references
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.sft_detection import detected_start
 from versatune_plugin.sft_references import SFTReferences, on_main, settings_of
-from versatune_plugin.trainer import VersaTuneMixin, visible_logger
-from versatune_plugin.trainer_checks import check_before_the_model, check_domains_fit, describe_model
+from versatune_plugin.trainer import VersaTuneMixin, stand_in, visible_logger
+from versatune_plugin.trainer_checks import are_streams, check_before_the_model, check_domains_fit, describe_model
 
 
 class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
@@ -21,9 +21,9 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
     one process, the reference losses (where the block has a `reference:`) in all processes.
 
     Args:
-        train_dataset: Rows per domain in any format TRL takes: a dict of datasets, a DatasetDict, or one Dataset
-            with a `domain` column.
-        eval_dataset: Held-out rows in the same form, for every domain.
+        train_dataset: Rows per domain in any format TRL takes: a dict of datasets, a DatasetDict, one Dataset with
+            a `domain` column, or a dict of streams (IterableDatasets).
+        eval_dataset: Held-out rows for every domain in the same form, but no streams.
         versatune: The `versatune:` block as a `VersaTuneConfig` or a dict.
 
     Raises:
@@ -32,6 +32,8 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
 
     def __init__(self, *args, train_dataset, eval_dataset=None, versatune, **kwargs) -> None:
         config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
+        if are_streams(train):  # a stream of no format loses its place where it is mapped (see `streams`)
+            train = {domain: rows.with_format(None) for domain, rows in train.items()}
         config = detected_start(config, train, args, kwargs)
         config, check_or_write = self._with_reference_losses(config, train, heldout, args, kwargs)
         self._raw_train, self._prepared_train = train, None
@@ -42,7 +44,7 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         heldout = self.eval_dataset or {}
         del self._raw_train, self._prepared_train
         check_domains_fit(config, prepared, heldout, when=" left after TRL prepared them")
-        self.train_dataset = data.join(list(prepared.values()))
+        self.train_dataset = stand_in(prepared)
         self.use_mixture(config, prepared, heldout)
         check_or_write()
 
@@ -78,5 +80,5 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
     def _prepare_domain(self, rows: Dataset, processing_class, args, packing: bool, *rest) -> Dataset:
         """Prepare one domain; TRL would decide by the first domain's rows whether prompts are masked in all."""
         if args.completion_only_loss is None:
-            self.completion_only_loss = {"prompt", "completion"} <= set(rows.column_names)
+            self.completion_only_loss = {"prompt", "completion"} <= set(rows.column_names or next(iter(rows)))
         return super()._prepare_dataset(rows, processing_class, args, packing, *rest)

@@ -33,38 +33,77 @@ def forgetting_degree(losses: np.ndarray, previous_losses: np.ndarray | None) ->
     return np.maximum((losses - previous_losses) / previous_losses, 0.0)
 
 
+def loss_errors(pieces: np.ndarray) -> np.ndarray:
+    """Standard error of the losses over draws of the probe rows, shape (num_domains,), in their unit.
+
+    It says how much other probe rows would have changed a loss; see `_ratio_errors` for the estimate.
+
+    Args:
+        pieces: One measurement: sums of token losses, target tokens (or bytes) and rows of each piece of a domain's
+            rows, shape (3, num_pieces, num_domains); pieces 2w and 2w + 1 are halves, dealt at random, of one window
+            of rows that may differ from other windows' (in length).
+
+    Returns:
+        nan for a domain with fewer than two rows, or with a loss that is not finite.
+    """
+    sums, counts, num_rows = np.asarray(pieces, dtype=np.float64)
+    return _ratio_errors(sums, counts, num_rows)
+
+
 def relative_change_error(pieces: np.ndarray, previous_pieces: np.ndarray) -> np.ndarray:
     """Standard error of losses / previous_losses - 1 over draws of the probe rows, shape (num_domains,), >= 0.
 
-    Both losses are measured on the same rows, so that what the rows share cancels. With R_g the ratio of the two
-    losses on all pieces but piece g, and G pieces that have target tokens, it is the delete-one jackknife
-    (Quenouille 1956, Tukey 1958; Efron & Stein, Annals of Statistics 9(3), 1981) of a ratio, pieces for rows::
-
-        sqrt((G - 1) / G * sum_g (R_g - mean(R))^2)
-
-    The numbers of target tokens cancel within each R_g, so that the unit of the losses, token or byte, does not
-    matter. The estimate has G - 1 degrees of freedom; it says how much other probe rows would have changed the
-    number, not how much other training batches would have.
+    Both losses are measured on the same rows, so that what the rows share cancels; and so do the numbers of target
+    tokens, so that the unit of the losses, token or byte, does not matter. It says how much other probe rows would have
+    changed the number, not how much other training batches would have.
 
     Args:
-        pieces: Sums of token losses now and numbers of target tokens, shape (2, num_pieces, num_domains).
-        previous_pieces: The same at the earlier measurement, whose losses are > 0, of the same rows and pieces.
+        pieces: The measurement now (see `loss_errors`).
+        previous_pieces: The earlier one, whose losses are > 0, of the same rows and pieces.
 
     Returns:
-        nan for a domain with fewer than two pieces with target tokens, or with a loss that is not finite.
+        nan for a domain with fewer than two rows, or with a loss that is not finite.
 
     Raises:
-        ValueError: The two measurements are not of the same pieces: their numbers of target tokens differ.
+        ValueError: The two measurements are not of the same pieces.
     """
-    sums, counts = np.asarray(pieces, dtype=np.float64)
-    previous_sums, previous_counts = np.asarray(previous_pieces, dtype=np.float64)
-    if not np.array_equal(counts, previous_counts):
-        raise ValueError("the two measurements are not of the same probe pieces: their target tokens differ")
-    filled = counts > 0
-    num_filled = filled.sum(axis=0)
+    sums, *of_rows = np.asarray(pieces, dtype=np.float64)
+    previous_sums, *of_previous_rows = np.asarray(previous_pieces, dtype=np.float64)
+    if not np.array_equal(of_rows, of_previous_rows):
+        raise ValueError("the two measurements are not of the same probe pieces: their target tokens or rows differ")
+    return _ratio_errors(sums, previous_sums, of_rows[1])
+
+
+def _ratio_errors(tops: np.ndarray, bottoms: np.ndarray, num_rows: np.ndarray) -> np.ndarray:
+    """Standard error of sum(tops) / sum(bottoms) over draws of rows, shape (num_domains,).
+
+    The ratio R of two sums over rows varies by the residuals e = top - R * bottom of its rows: its variance is about
+    sum(e^2 / (1 - h)) / sum(bottoms)^2 (Cochran, Sampling Techniques, 1977, section 6.4), with h a row's share of the
+    bottoms, since large rows pull R towards themselves (HC2 of MacKinnon & White, Journal of Econometrics 29, 1985).
+    For rows of the same size this is the standard error of a mean.
+
+    Of the rows, only the sums over pieces are known: h is the mean of a piece's rows, and a window of N rows, dealt at
+    random into halves of a and b rows, adds to the sum of squares what is between windows, (e_a + e_b)^2 / N, and what
+    is within them, (N - 1) * S^2, where the halves' means estimate the variance of the rows:
+    S^2 = (e_a / a - e_b / b)^2 / (1 / a + 1 / b). With single rows as pieces nothing is estimated: it is e_a^2 + e_b^2.
+
+    Args:
+        tops: Shape (num_pieces, num_domains), with pieces 2w and 2w + 1 as halves of a window; num_pieces is even.
+        bottoms: The same shape, sums > 0.
+        num_rows: Rows of each piece, the same shape.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = (sums.sum(axis=0) - sums) / (previous_sums.sum(axis=0) - previous_sums)
-        mean = np.where(filled, ratios, 0.0).sum(axis=0) / num_filled
-        squares = np.where(filled, (ratios - mean) ** 2, 0.0).sum(axis=0)
-        errors = np.sqrt((num_filled - 1) / num_filled * squares)
-    return np.where(num_filled > 1, errors, np.nan)
+        whole = bottoms.sum(axis=0)
+        leverages = bottoms / whole / num_rows
+        residuals = (tops - tops.sum(axis=0) / whole * bottoms) / np.sqrt(1 - leverages)
+        first, second = _halves(np.where(num_rows > 0, residuals, 0.0))
+        a, b = _halves(num_rows)
+        between = np.where(a > 0, (first + second) ** 2 / (a + b), 0.0)
+        within = np.where(b > 0, (a + b - 1) * (first / a - second / b) ** 2 / (1 / a + 1 / b), 0.0)
+        errors = np.sqrt((between + within).sum(axis=0)) / whole
+    return np.where(num_rows.sum(axis=0) > 1, errors, np.nan)
+
+
+def _halves(pieces: np.ndarray) -> np.ndarray:
+    """First and second half of each window, shape (2, num_windows, num_domains)."""
+    return pieces.reshape(-1, 2, pieces.shape[1]).swapaxes(0, 1)

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import broadcast
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-from versatune_plugin import data, references
+from versatune_plugin import data, references, stream_checks
 from versatune_plugin.callback import VersaTuneCallback
 from versatune_plugin.checkpoints import whole_checkpoint
 from versatune_plugin.config import VersaTuneConfig
@@ -24,22 +24,33 @@ from versatune_plugin.detection_run import BaseModel, with_detected_start
 from versatune_plugin.feeds import Feed
 from versatune_plugin.mixture import Mixture
 from versatune_plugin.probes import (
+    Cost,
     Probes,
     build_probes,
     choose_rows,
     decoder,
     describe,
+    forwards_per_trained_row,
+    num_measurements,
     num_target_tokens,
+    rows_per_pass,
     sum_losses,
+    target_bytes,
 )
 from versatune_plugin.sampler import MixtureSampler
 from versatune_plugin.sections import SELF
+from versatune_plugin.streams import MixtureStream, first_rows
 from versatune_plugin.train_losses import TrainLosses, logits_of
 from versatune_plugin.trainer_checks import (
+    are_streams,
     check_arguments,
     check_before_the_model,
+    check_domains_fit,
     describe_model,
+    num_rows,
     num_steps,
+    rows_per_rank,
+    rows_per_step,
     start_of,
     update_interval,
 )
@@ -48,6 +59,8 @@ _REMEDY = (
     "give the numbers, reference_losses: {law: 1.21, ...}, or the right file, or use VersaTuneSFTTrainer, which makes "
     "the file where the block has a `reference:`"
 )
+
+_SOME_ROWS = 1000  # of a domain, to tell the mean length of its rows
 
 # Keys of the block that say where a run's numbers come from, not what it does with them
 _NOT_OF_THE_RUN = {
@@ -79,9 +92,11 @@ class VersaTuneMixin:
     """The checkpoint that the run goes on from."""
     probe_facts: dict[str, dict] | None = None
     """What each domain's probe consists of (see `probes.describe`); None in a run without probes."""
+    _streams: Mapping[str, IterableDataset] | None = None
     train_losses: TrainLosses | None = None
     """Under `signal: train`, what the training batches are measured by."""
-    _num_probe_pieces: int = 1
+    probe_share: float | None = None
+    """Share of the run's time that its probes are predicted to take; None in a run without probes."""
 
     def __init__(self, *args, train_dataset=None, eval_dataset=None, versatune=None, **kwargs) -> None:
         if versatune is None:  # the Axolotl plugin brings the mixture after construction
@@ -90,11 +105,12 @@ class VersaTuneMixin:
         config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
         model = args[0] if args else kwargs.get("model")
         name = describe_model(model)["name"]
-        config = with_detected_start(config, tuple(train), BaseModel(name), None, visible_logger())
+        texts = stream_checks.fitted_on_rows if are_streams(train) else None
+        config = with_detected_start(config, tuple(train), BaseModel(name), texts, visible_logger())
         path, document = config.references_file, None
         if path is not None:
             config, document = references.of_file(config, tuple(train), model, describe_model, _REMEDY)
-        super().__init__(*args, train_dataset=data.join(list(train.values())), eval_dataset=heldout, **kwargs)
+        super().__init__(*args, train_dataset=stand_in(train), eval_dataset=heldout, **kwargs)
         self.use_mixture(config, train, heldout)
         if document is not None:
             self.check_rows_of(path, document, _REMEDY)
@@ -102,7 +118,7 @@ class VersaTuneMixin:
     def use_mixture(
         self,
         config: VersaTuneConfig,
-        train: Mapping[str, Dataset],
+        train: Mapping[str, Dataset] | Mapping[str, IterableDataset],
         heldout: Mapping[str, Dataset],
         logger: logging.Logger | None = None,
     ) -> None:
@@ -110,14 +126,22 @@ class VersaTuneMixin:
 
         Args:
             config: The `versatune:` block.
-            train: Tokenised rows per domain, in domain order; `self.train_dataset` is their concatenation.
+            train: Tokenised rows per domain, in domain order; `self.train_dataset` is their `stand_in`.
             heldout: Tokenised held-out rows of the same domains.
             logger: Where the log lines go; default: this package's.
         """
-        check_arguments(self.args, config)
+        self._logger = logger or visible_logger()
+        self._streams = train if are_streams(train) else None
+        check_arguments(self.args, config, self._streams is not None)
+        self._check_ranks_have_rows_of_their_own()
         self._versatune = config
-        self._num_rows_by_domain = {domain: len(rows) for domain, rows in train.items()}
+        self._num_rows_by_domain = num_rows(train)
         self._row_costs = None
+        if self._streams is not None:
+            if problems := stream_checks.dispatch_problems(self.args):
+                raise ValueError("; ".join(problems))
+            train = first_rows(self._streams)
+            check_domains_fit(config, train, heldout)
         sizes = self._num_rows_by_domain
         if config.unit != "examples":
             costs = {domain: data.costs(rows, config.unit) for domain, rows in train.items()}
@@ -128,9 +152,10 @@ class VersaTuneMixin:
         interval = update_interval(config, steps, steps_per_epoch)
         self._start = start_of(config, sizes, steps, block_size)
         self._say_what_is_other_than_asked(config.asked_vector(sizes), logger or visible_logger())
-        num_probe_rows = config.probe_rows(len(train), interval, block_size)
-        self._num_probe_pieces = config.num_probe_pieces
-        self._probes = self._build_probes(heldout, num_probe_rows) if num_probe_rows else None
+        self._probes = None
+        if config.measures_probes:
+            trained = steps * block_size * self._tokens_per_row(train)
+            self._probes = self._build_probes(heldout, trained, steps, interval, logger or visible_logger())
         if config.measures_training:
             self.start_train_losses()
         domains = tuple(train)
@@ -172,6 +197,13 @@ class VersaTuneMixin:
             if before != after:
                 logger.info("guards: %s starts at %.3f instead of %.3f", domain, after, before)
 
+    def _check_ranks_have_rows_of_their_own(self) -> None:
+        if rows_per_step(self.args) != self.get_total_train_batch_size(self.args):
+            raise ValueError(
+                "versatune needs rows of its own on each process, but here several work on the same ones: switch off "
+                "tensor, context and sequence parallelism (to share out the model alone, use FSDP or DeepSpeed ZeRO)"
+            )
+
     def check_rows_of(self, path: Path, document: dict, remedy: str) -> None:
         """Check that the rows of a references.json are those of this run.
 
@@ -184,6 +216,21 @@ class VersaTuneMixin:
             visible_logger().info(references.summary(document, path))
 
     # The host's hooks
+
+    def get_train_dataloader(self):
+        """As the host's; streams are mixed by what it reads, since it asks for no sampler of them."""
+        if self._streams is not None:
+            block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
+            self.feed = self.train_dataset = MixtureStream(
+                self._streams,
+                self._start,
+                block_size=block_size,
+                steps_per_epoch=steps_per_epoch,
+                seed=self._seed,
+                step=lambda: self.state.global_step,
+                logger=self._logger if self.is_world_process_zero() else None,
+            )
+        return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         """The mixture, as the host's loader reads it."""
@@ -203,6 +250,8 @@ class VersaTuneMixin:
         For a host that packs rows, to be overridden.
         """
         block_size = self.get_total_train_batch_size(self.args)
+        if self._streams is not None:  # the host counts the whole run as an epoch
+            return block_size, self.args.max_steps
         return block_size, math.ceil(self._num_samples() / block_size)
 
     def _new_sampler(self, block_size: int, steps_per_epoch: int) -> MixtureSampler:
@@ -211,14 +260,25 @@ class VersaTuneMixin:
             self._start,
             block_size=block_size,
             num_samples=steps_per_epoch * block_size,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            seed=self._seed,
             **({} if self._row_costs is None else {"row_costs": self._row_costs}),
         )
+
+    def get_total_train_batch_size(self, args) -> int:
+        """As the host's, which counts a batch of its own for each rank where split_batches shares one."""
+        total = super().get_total_train_batch_size(args)
+        return total // args.world_size if args.accelerator_config.split_batches else total
+
+    @property
+    def _seed(self) -> int:
+        """The seed of the draws."""
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the host's, but a checkpoint that was cut off while it was written is passed over, and said so."""
         try:
-            self.resumed_from = whole_checkpoint(resume_from_checkpoint, self.args)
+            sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            self.resumed_from = whole_checkpoint(resume_from_checkpoint, self.args, sharded)
         except ValueError:
             if not (self.__dict__.get("_versatune") and self._versatune.only_domain):
                 raise
@@ -251,16 +311,15 @@ class VersaTuneMixin:
         """``"token"`` or ``"byte"``: what a loss is the mean over."""
         return self._versatune.loss_unit
 
-    def probe_losses(self) -> tuple[np.ndarray, np.ndarray | None, float] | None:
+    def probe_losses(self) -> tuple[np.ndarray, np.ndarray, float] | None:
         """Loss of each domain on its probe, its pieces and the seconds; the numbers are the same on all ranks.
 
         The model is the wrapped one that trains, in eval mode; no random number is drawn.
 
         Returns:
             None in a run without probes. Else the losses, float64, shape (num_domains,), in nats per target token,
-            or per byte of target text where the block says so; summed token losses and numbers of target tokens
-            (tokens also where losses are per byte), shape (2, num_pieces, num_domains), None with a single piece;
-            and the seconds it took.
+            or per byte of target text where the block says so; the pieces that they are the sum of, shape
+            (3, num_pieces, num_domains), see `signals.loss_errors`; and the seconds it took.
         """
         if self._probes is None:
             return None
@@ -275,12 +334,35 @@ class VersaTuneMixin:
         if self.args.world_size > 1:
             total = self.accelerator.reduce(torch.tensor(sums, device=self.args.device), reduction="sum")
             sums = broadcast(total).cpu().numpy()
-        totals, counts = sums.sum(axis=1)
         if self.loss_unit == "byte":
-            counts = np.array([facts["target_bytes"] for facts in self.probe_facts.values()], dtype=np.float64)
+            sums[1] = self._probes.num_bytes
+        totals, counts = sums.sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             losses = totals / counts
-        return losses, sums if self._probes.num_pieces > 1 else None, time.perf_counter() - began
+        return losses, np.stack([*sums, self._probes.num_rows]), time.perf_counter() - began
+
+    @property
+    def num_rows_by_domain(self) -> dict[str, int] | None:
+        """Training rows per domain; None where they are streams."""
+        return self._num_rows_by_domain if self._streams is None else None
+
+    def amounts_of_steps(self, first: int, last: int) -> np.ndarray:
+        """What optimizer steps `first` to `last` - 1 trained on, in every unit, per domain.
+
+        Returns:
+            int64, shape (num_units, num_domains).
+
+        Raises:
+            RuntimeError: On all ranks, where their streams gave other rows.
+        """
+        if self._streams is None:
+            return self.amounts_by_domain(self.feed.rows_of_steps(first, last))
+        amounts = self.feed.amounts_of_steps(first, last)
+        if self.args.world_size > 1:
+            read = torch.tensor(amounts, device=self.args.device)[None]
+            if (self.accelerator.gather(read) != read).any():
+                raise RuntimeError("the processes read other rows: a stream that is shuffled needs shuffle(seed=...)")
+        return amounts
 
     def amounts_by_domain(self, rows: np.ndarray) -> np.ndarray:
         """The given training rows in every unit, per domain, int64, shape (num_units, num_domains)."""
@@ -320,28 +402,17 @@ class VersaTuneMixin:
     # Training losses
 
     def start_train_losses(self) -> None:
-        """Measure the training batches of the run to come, beginning with none.
-
-        Raises:
-            ValueError: Several ranks share a batch, so that a rank's rows do not follow from its number.
-        """
-        args = self.args
-        block_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if block_size != self.get_total_train_batch_size(args):
-            raise ValueError(
-                "signal: train needs a batch of its own on each rank: switch off tensor, context and sequence "
-                "parallelism, or use signal: probe"
-            )
+        """Measure the training batches of the run to come, beginning with none."""
         self.train_losses = TrainLosses(
-            len(self._num_rows_by_domain), args.gradient_accumulation_steps, torch.device(args.device)
+            len(self._num_rows_by_domain), self.args.gradient_accumulation_steps, torch.device(self.args.device)
         )
 
     def _domain_ids_of_next_batch(self, num_rows: int) -> list[int]:
         """The domain of each row of this rank's next micro-batch: the stream is dealt out in whole batches, in turn."""
         args, sampler = self.args, self.mixture_sampler
-        if num_rows != args.train_batch_size:
+        if num_rows != rows_per_rank(args):
             raise RuntimeError(
-                f"signal: train got a batch of {num_rows} rows instead of {args.train_batch_size}, so their domains "
+                f"signal: train got a batch of {num_rows} rows instead of {rows_per_rank(args)}, so their domains "
                 "are not known: the host packs or cuts the batches; use signal: probe"
             )
         num_before = self.train_losses.num_batches * args.world_size + args.process_index  # batches of this step
@@ -350,7 +421,21 @@ class VersaTuneMixin:
 
     # Probes
 
-    def _build_probes(self, heldout: Mapping[str, Dataset], num_rows: int) -> Probes:
+    def _build_probes(
+        self, heldout: Mapping[str, Dataset], trained: float, num_steps: int, interval: int, logger: logging.Logger
+    ) -> Probes:
+        """The probes of a run of `num_steps` that trains on `trained` tokens and measures every `interval` steps."""
+        cost = Cost(
+            heldout={domain: data.token_counts(heldout[domain]) for domain in self._num_rows_by_domain},
+            trained=trained * forwards_per_trained_row(all(p.requires_grad for p in self.model.parameters())),
+            num_measurements=num_measurements(num_steps, interval),
+            batch_size=rows_per_pass(self.args.device.type, self.args.per_device_eval_batch_size),
+            seed=self.args.seed,
+            world_size=self.args.world_size,
+        )
+        num_rows = self._versatune.probe_rows(cost.share)
+        self.probe_share = cost.share(num_rows)
+        self._say_what_probes_cost(num_rows, logger)
         rows = {
             domain: self._remove_unused_columns(
                 heldout[domain].select(choose_rows(len(heldout[domain]), num_rows, self.args.seed)), description="probe"
@@ -360,30 +445,61 @@ class VersaTuneMixin:
         empty = [domain for domain, probe in rows.items() if data.num_targets(probe) == 0]
         if empty:
             raise ValueError(f"the held-out rows of {', '.join(map(repr, empty))} have no target token to measure")
-        if self._num_probe_pieces > 1 and (few := [domain for domain, probe in rows.items() if len(probe) < 2]):
+        if self._versatune.needs_errors and (few := [domain for domain, probe in rows.items() if len(probe) < 2]):
             raise ValueError(f"versatune.expansion.margin needs 2 held-out rows of {', '.join(map(repr, few))}")
         decode = decoder(getattr(self, "processing_class", None))
         if decode is None and self.loss_unit == "byte":
             raise ValueError("losses per byte need the text of the rows: give the trainer a `processing_class`")
         self.probe_facts = {domain: describe(probe, decode) for domain, probe in rows.items()}
-        lengths = {domain: data.token_counts(probe).tolist() for domain, probe in rows.items()}
         return build_probes(
             {domain: list(probe) for domain, probe in rows.items()},
-            lengths,
-            self.args.per_device_eval_batch_size,
-            self._num_probe_pieces,
+            {domain: data.token_counts(probe).tolist() for domain, probe in rows.items()},
+            cost.batch_size,
+            {domain: target_bytes(probe, decode) for domain, probe in rows.items()} if decode else None,
         )
 
+    def _tokens_per_row(self, train: Mapping[str, Dataset]) -> float:
+        """Mean tokens of a row under the proportions at the start, from some rows of every domain."""
+        some = {domain: choose_rows(len(rows), _SOME_ROWS, self.args.seed) for domain, rows in train.items()}
+        unit = self._versatune.unit
+        tokens = np.array([data.token_counts(rows, some[domain]).mean() for domain, rows in train.items()])
+        costs = np.array([data.costs(rows, unit, some[domain]).mean() for domain, rows in train.items()])
+        return float(np.average(tokens, weights=self._start / costs))
+
+    def _say_what_probes_cost(self, num_rows: int, logger: logging.Logger) -> None:
+        probe, percent = self._versatune.probe, 100 * self.probe_share
+        if not self.is_world_process_zero() or self._versatune.only_domain:
+            return
+        logger.info("probe: %d held-out rows per domain, predicted to take %.1f %% of the run", num_rows, percent)
+        if self.probe_share > probe.budget:
+            logger.warning(
+                "the probes are predicted to take %.1f %% of the run, more than probe.budget, %g %%: raise "
+                "versatune.update_interval, lower versatune.probe.rows_per_domain (now %d), or raise the budget, if "
+                "they are worth that to you",
+                percent,
+                100 * probe.budget,
+                num_rows,
+            )
+
     def _batch_loss(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = self._prepare_inputs(self.data_collator(rows))
+        inputs = self._prepare_inputs(self._collate_probe(rows))
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.model_wrapped(**inputs).loss
         return loss, num_target_tokens(inputs["labels"])
 
+    def _collate_probe(self, rows: list) -> dict:
+        """A batch of held-out rows, each of which counts on its own; for a host that packs rows, to be overridden."""
+        return self.data_collator(rows)
 
-def make_trainer_class(base: type[Trainer]) -> type[Trainer]:
+
+def stand_in(train: Mapping[str, Dataset] | Mapping[str, IterableDataset]) -> Dataset | IterableDataset:
+    """What a host is given for the training rows of all domains: all of them; of streams, the first."""
+    return next(iter(train.values())) if are_streams(train) else data.join(list(train.values()))
+
+
+def make_trainer_class(base: type[Trainer], mixin: type[VersaTuneMixin] = VersaTuneMixin) -> type[Trainer]:
     """The given trainer class with the mixture, its other features kept."""
-    return type(f"VersaTune{base.__name__}", (VersaTuneMixin, base), {"__doc__": f"{base.__name__} with a mixture."})
+    return type(f"VersaTune{base.__name__}", (mixin, base), {"__doc__": f"{base.__name__} with a mixture."})
 
 
 def visible_logger() -> logging.Logger:

@@ -4,21 +4,23 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
-from versatune_plugin import data
+from versatune_plugin import data, stream_checks
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.config_checks import domain_problems
 from versatune_plugin.domains import check_domain_names
 
 DOMAIN_COLUMN = "domain"
+_WITHOUT_PADDING = ("packing", "padding_free", "sample_packing", "batch_flattening")
 
 
-def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset]:
-    """Rows per domain from a dict of datasets or from one Dataset with a domain column.
+def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset] | dict[str, IterableDataset]:
+    """Rows per domain from a dict of datasets or of streams, or from one Dataset with a domain column.
 
     Raises:
-        ValueError: The rows are missing, are a stream, or have no domain; the message names the argument.
+        ValueError: The rows are missing, have no domain, or are a stream where that cannot be; the message names the
+            argument.
     """
     if rows is None:
         if name == "eval_dataset" and not config.measures_probes:
@@ -36,11 +38,29 @@ def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset]:
         )
     check_domain_names(list(rows), name)
     for domain, part in rows.items():
-        if not isinstance(part, Dataset):
-            raise ValueError(
-                f"{name}[{domain!r}] must be a datasets.Dataset, got {type(part).__name__} (streams: not yet)"
-            )
+        if isinstance(part, IterableDataset) and name == "eval_dataset":
+            raise ValueError(f"{name}[{domain!r}] is a stream: {stream_checks.HELD_OUT}")
+        if not isinstance(part, Dataset | IterableDataset):
+            raise ValueError(f"{name}[{domain!r}] must be a datasets.Dataset, got {type(part).__name__}")
+    if any(map(is_stream, rows.values())) and not are_streams(rows):
+        known = ", ".join(repr(domain) for domain, part in rows.items() if not is_stream(part))
+        raise ValueError(f"{name}: some domains are streams, so all must be: give {known} as .to_iterable_dataset()")
     return dict(rows)
+
+
+def is_stream(rows) -> bool:
+    """Whether rows can be read in their own order only."""
+    return isinstance(rows, IterableDataset)
+
+
+def is_empty(stream: IterableDataset) -> bool:
+    """Whether a stream gives no row."""
+    return next(iter(stream), None) is None
+
+
+def are_streams(train: Mapping) -> bool:
+    """Whether the training rows of all domains are streams."""
+    return all(map(is_stream, train.values()))
 
 
 def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, kwargs: dict):
@@ -60,20 +80,38 @@ def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, 
     train = as_domains(train_dataset, "train_dataset", config)
     heldout = as_domains(eval_dataset, "eval_dataset", config)
     check_domains_fit(config, train, heldout)
+    if streamed := are_streams(train):
+        check_streams(config, train)
     training_args = kwargs.get("args") or (args[1] if len(args) > 1 else None)
     if training_args is not None:
-        check_arguments(training_args, config)
-        rows_per_step = training_args.train_batch_size * training_args.gradient_accumulation_steps
-        num_samples = config.samples_per_epoch or sum(map(len, train.values()))
-        block_size = rows_per_step * training_args.world_size
-        steps_per_epoch = math.ceil(num_samples / block_size)
+        check_arguments(training_args, config, streamed)
+        num_samples = config.samples_per_epoch or sum(num_rows(train).values())
+        block_size = rows_per_step(training_args)
+        steps_per_epoch = training_args.max_steps if streamed else math.ceil(num_samples / block_size)
         if getattr(training_args, "packing", False):  # how many rows there will be is not known yet
             return config, train, heldout
         steps = num_steps(training_args, steps_per_epoch)
         update_interval(config, steps, steps_per_epoch)
         if config.detection_file is None:
-            start_of(config, {domain: len(rows) for domain, rows in train.items()}, steps, block_size)
+            start_of(config, num_rows(train), steps, block_size)
     return config, train, heldout
+
+
+def num_rows(train: Mapping) -> dict[str, int]:
+    """Training rows per domain; 1 of each stream, on whose number of rows nothing may depend."""
+    return {domain: 1 if is_stream(rows) else len(rows) for domain, rows in train.items()}
+
+
+def check_streams(config: VersaTuneConfig, train: Mapping[str, IterableDataset]) -> None:
+    """Report at once what a block asks for that streams cannot give, and streams without rows.
+
+    Raises:
+        ValueError: With one line per mistake.
+    """
+    problems = stream_checks.block_problems(config)
+    problems += [f"the stream of domain {domain!r} gives no row" for domain, rows in train.items() if is_empty(rows)]
+    if problems:
+        raise ValueError("versatune cannot mix streams so:\n  " + "\n  ".join(problems))
 
 
 def start_of(config: VersaTuneConfig, num_rows: Mapping[str, int], num_steps: int, block_size: int) -> np.ndarray:
@@ -119,6 +157,16 @@ def num_steps(args, steps_per_epoch: int) -> int:
     return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
 
 
+def rows_per_rank(args) -> int:
+    """Rows of a rank's micro-batch: with split_batches, the ranks share one of `per_device_train_batch_size` rows."""
+    return args.train_batch_size // (args.world_size if args.accelerator_config.split_batches else 1)
+
+
+def rows_per_step(args) -> int:
+    """Rows of an optimizer step where every rank has rows of its own."""
+    return rows_per_rank(args) * args.gradient_accumulation_steps * args.world_size
+
+
 def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping, when: str = "") -> None:
     """Report at once every domain without rows and every name in the block that is no domain.
 
@@ -132,7 +180,8 @@ def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping,
         ValueError: With one line per mistake.
     """
     problems = domain_problems(config.model_dump(), tuple(train))
-    problems += [f"domain {domain!r} has no training rows{when}" for domain, rows in train.items() if len(rows) == 0]
+    empty = [domain for domain, number in num_rows(train).items() if number == 0]
+    problems += [f"domain {domain!r} has no training rows{when}" for domain in empty]
     if config.measures_probes:
         problems += [
             f"domain {domain!r} has no held-out rows{when}: its loss cannot be measured"
@@ -146,13 +195,19 @@ def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping,
         raise ValueError("versatune cannot mix these domains:\n  " + "\n  ".join(problems))
 
 
-def check_arguments(args, config: VersaTuneConfig) -> None:
+def check_arguments(args, config: VersaTuneConfig, streamed: bool = False) -> None:
     """Report at once all training arguments under which a mixture would not be exact.
+
+    Args:
+        args: The host's training arguments.
+        config: The block.
+        streamed: Whether the training rows are streams.
 
     Raises:
         ValueError: With one line per argument.
     """
     problems = argument_problems(args) + (train_signal_problems(args) if config.measures_training else [])
+    problems += stream_checks.argument_problems(args) if streamed else []
     if problems:
         raise ValueError("versatune cannot run with these training arguments:\n  " + "\n  ".join(problems))
 
@@ -182,8 +237,27 @@ def argument_problems(args) -> list[str]:
             getattr(args, "eval_packing", False),
             "eval_packing: each held-out row counts on its own: leave it out (only training rows are packed)",
         ),
-        (accelerator.split_batches, "accelerator_config.split_batches: not available yet"),
-        (accelerator.dispatch_batches, "accelerator_config.dispatch_batches: not available yet"),
+        (
+            accelerator.split_batches and args.train_batch_size % args.world_size,
+            f"accelerator_config.split_batches: the {args.world_size} processes share a batch of "
+            f"per_device_train_batch_size rows, and {args.train_batch_size} cannot be shared equally",
+        ),
+        (
+            accelerator.dispatch_batches and not accelerator.split_batches,
+            "accelerator_config.dispatch_batches: it cannot join batches of different lengths, and a resumed run "
+            "would see other rows: leave it out, or set split_batches, too, and per_device_train_batch_size to the "
+            "rows of all processes together",
+        ),
+        (
+            accelerator.split_batches and getattr(args, "sample_packing", False),
+            "accelerator_config.split_batches: not with sample_packing, whose batches are packed for one process each: "
+            "leave it out",
+        ),
+        (
+            accelerator.dispatch_batches and any(getattr(args, name, False) for name in _WITHOUT_PADDING),
+            "accelerator_config.dispatch_batches: it cannot share out a batch that was joined to one row, without "
+            "padding: leave it out",
+        ),
     ]
     return [reason for applies, reason in refused if applies]
 

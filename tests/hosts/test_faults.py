@@ -411,7 +411,6 @@ ARGUMENTS = {
         {"train_sampling_strategy": "group_by_length"},
         "train_sampling_strategy group_by_length: rows are ordered by the mixture",
     ),
-    "split_batches": ({"accelerator_config": {"split_batches": True}}, "accelerator_config.split_batches"),
     "dispatch_batches": ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches"),
     "packing": ({"packing": True}, "packing: rows are packed before training, .* not available yet"),
     "eval_packing": ({"eval_packing": True}, "packing: rows are packed before training, .* not available yet"),
@@ -470,10 +469,15 @@ MISTAKES = {
         "domain 'code' has held-out rows but no training rows",
     ),
     "stream": ({"train_dataset": lambda: stream_of("law")}, {}, "train_dataset must be a dict .* got IterableDataset"),
-    "stream of a domain": (
-        {"train_dataset": lambda: {domain: stream_of(domain) for domain in DOMAINS}},
+    "stream of one domain": (
+        {"train_dataset": lambda: text() | {"law": stream_of("law")}},
         {},
-        r"train_dataset\['law'\] must be a datasets.Dataset, got IterableDataset \(streams: not yet\)",
+        "train_dataset: some domains are streams, so all must be: give 'medicine', 'code' as .to_iterable_dataset()",
+    ),
+    "held-out stream": (
+        {"eval_dataset": lambda: {domain: stream_of(domain) for domain in DOMAINS}},
+        {},
+        r"eval_dataset\['law'\] is a stream: loss probes need rows .*: give Dataset.from_list\(list\(stream.take\(200",
     ),
     "list of rows": ({"train_dataset": lambda: make_rows("law", 5)}, {}, "train_dataset must be a dict .* got list"),
     "missing domain column": (

@@ -1,5 +1,8 @@
 """What a probe measures in a real run, and that it leaves no trace in the training."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,8 @@ import torch
 from tests.hosts import inside, runs
 from tests.hosts.test_trl import prompts, tokenizer
 from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, make_rows
+from versatune_plugin.probes import build_probes
+from versatune_plugin.signals import loss_errors
 
 
 def lora():
@@ -92,28 +97,93 @@ def test_loss_is_the_mean_over_target_tokens_with_prompt_and_padding_masked(work
 
 
 def test_loss_does_not_depend_on_the_batch_size(workspace, tmp_path):
-    losses = [
-        inside.build(workspace, tmp_path / str(size), per_device_eval_batch_size=size).probe_losses()[0]
-        for size in (1, 4, 100)
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
-    assert losses[2] == pytest.approx(losses[0], rel=1e-6)
+    trainer = inside.build(workspace, tmp_path, versatune=inside.block(probe={"rows_per_domain": 12}))
+    single = trainer.probe_losses()[0]
+    for batch_size in (2, 3):
+        losses, pieces, _ = in_batches(trainer, batch_size)
+        assert losses == pytest.approx(single, rel=1e-6)
+        assert pieces[2].max() == batch_size
 
 
-def test_pieces_add_up_to_the_losses_and_leave_them_as_they_are(workspace, tmp_path):
-    """9 rows in 4 pieces: 3, 2, 2 and 2 rows, none in a batch with another piece's."""
-    trainer = inside.build(workspace, tmp_path, versatune=inside.block(probe={"rows_per_domain": 9}))
-    whole, no_pieces, _ = trainer.probe_losses()
-    assert no_pieces is None
-    trainer._num_probe_pieces = 4
-    trainer._probes = trainer._build_probes(trainer.eval_dataset, 9)
+def test_rows_that_share_a_pass_without_padding_do_not_see_each_other(workspace, tmp_path):
+    block = inside.block(probe={"rows_per_domain": 12})
+    single = inside.build(workspace, tmp_path / "padded", versatune=block).probe_losses()[0]
+    trainer = inside.build(workspace, tmp_path / "free", versatune=block, padding_free=True, max_length=None)
+    losses, pieces, _ = in_batches(trainer, 3)
+    assert losses == pytest.approx(single, rel=1e-6)
+    assert pieces[2].max() == 3
+
+
+@pytest.mark.parametrize("train_batch_size", [2, 16])
+def test_default_rows_keep_the_predicted_share_within_the_budget_or_are_the_fewest(
+    workspace, tmp_path, caplog, train_batch_size
+):
+    caplog.set_level("INFO", logger="versatune_plugin")
+    block = inside.block(probe={"budget": 0.2}, update_interval=10)
+    options = {"per_device_train_batch_size": train_batch_size, "max_steps": 20}
+    trainer = inside.build(workspace, tmp_path, versatune=block, **options)
+    rows = [len(part) for part in trainer._probes.rows_by_domain.values()]
+    tokens = sum(len(row["input_ids"]) for part in trainer._probes.rows_by_domain.values() for row in part)
+    per_row = np.mean([np.mean([len(row) for row in part["input_ids"]]) for part in domains_of(trainer)])
+    # 3 probes of so many forward passes, each trained row at three
+    share = 3 * tokens / (3 * tokens + 20 * train_batch_size * per_row * 3)
+    assert trainer.probe_share == pytest.approx(share, rel=1e-9)
+    assert f"predicted to take {100 * share:.1f} % of the run" in caplog.text
+    if train_batch_size == 2:
+        assert rows == [8, 8, 8]
+        assert (
+            f"{100 * share:.1f} % of the run, more than probe.budget, 20 %: raise versatune.update_int" in caplog.text
+        )
+        assert "lower versatune.probe.rows_per_domain (now 8)" in caplog.text
+    else:
+        assert rows[0] > 8
+        assert share <= 0.2
+        assert "more than probe.budget" not in caplog.text
+
+
+def domains_of(trainer):
+    """Training rows of each domain."""
+    ends = np.cumsum(list(NUM_ROWS.values()))
+    return [trainer.train_dataset.select(range(end - n, end)) for end, n in zip(ends, NUM_ROWS.values(), strict=True)]
+
+
+def test_rows_that_are_given_win_over_the_budget(workspace, tmp_path, caplog):
+    block = inside.block(probe={"rows_per_domain": 12, "budget": 0.01})
+    trainer = inside.build(workspace, tmp_path, versatune=block)
+    assert [len(part) for part in trainer._probes.rows_by_domain.values()] == [12, 12, 12]
+    assert "more than probe.budget, 1 %" in caplog.text
+
+
+@pytest.mark.parametrize(("loss_unit", "count"), [("token", "target_tokens"), ("byte", "target_bytes")])
+def test_pieces_add_up_to_the_losses(workspace, tmp_path, loss_unit, count):
+    """9 rows, each a piece; a window has two."""
+    block = inside.block(probe={"rows_per_domain": 9}, loss_unit=loss_unit)
+    trainer = inside.build(workspace, tmp_path, versatune=block)
     losses, pieces, _ = trainer.probe_losses()
-    assert losses == pytest.approx(whole, rel=1e-6)
-    assert pieces.shape == (2, 4, len(DOMAINS))
+    assert pieces.shape == (3, 10, len(DOMAINS))
     assert pieces.dtype == np.float64
-    assert (pieces[1] > 0).all()
     assert (pieces[0].sum(axis=0) / pieces[1].sum(axis=0)).tolist() == losses.tolist()
-    assert pieces[1].sum(axis=0).tolist() == [facts["target_tokens"] for facts in trainer.probe_facts.values()]
+    assert pieces[1].sum(axis=0).tolist() == [facts[count] for facts in trainer.probe_facts.values()]
+    assert pieces[2].sum(axis=0).tolist() == [9, 9, 9]
+
+
+def in_batches(trainer, batch_size):
+    """The same probes as they would be on an accelerator."""
+    lengths = {
+        domain: [len(row["input_ids"]) for row in rows] for domain, rows in trainer._probes.rows_by_domain.items()
+    }
+    trainer._probes = build_probes(trainer._probes.rows_by_domain, lengths, batch_size)
+    return trainer.probe_losses()
+
+
+def test_losses_and_errors_are_recorded(workspace, tmp_path):
+    trainer = inside.train(workspace, tmp_path, versatune=inside.block(probe={"rows_per_domain": 9}))
+    first, *later = runs.history(tmp_path)
+    assert first["forgetting_error"] is None
+    assert all(error > 0 for record in later for error in record["forgetting_error"].values())
+    assert all(0 < record["loss_errors"][d] < record["losses"][d] for record in (first, *later) for d in DOMAINS)
+    _, pieces, _ = trainer.probe_losses()
+    assert inside.vector(later[-1], "loss_errors") == pytest.approx(loss_errors(pieces), rel=1e-6)
 
 
 def test_probe_rows_are_the_same_for_the_same_seed_and_others_for_another(workspace, tmp_path):
@@ -155,10 +225,9 @@ def test_mode_is_restored_where_the_forward_fails(workspace, tmp_path):
 
 
 def test_two_processes_measure_what_one_measures(workspace, tmp_path):
-    """9 rows in batches of 4: 3 batches per domain, 9 in all, so that one rank has one more than the other."""
+    """27 rows, each a batch, so that one rank has one more than the other."""
     options = {
         "versatune": inside.block(probe={"rows_per_domain": 9}),
-        "per_device_eval_batch_size": 4,
         "max_steps": 3,
         "save_strategy": "no",
     }
@@ -167,6 +236,7 @@ def test_two_processes_measure_what_one_measures(workspace, tmp_path):
     runs.run(workspace, tmp_path / "two", world_size=2, **options)
     one, two = runs.history(tmp_path / "one"), runs.history(tmp_path / "two")
     assert inside.vector(two[0], "losses") == pytest.approx(inside.vector(one[0], "losses"), rel=1e-6)
+    assert inside.vector(two[0], "loss_errors") == pytest.approx(inside.vector(one[0], "loss_errors"), rel=1e-6)
     assert inside.vector(two[1], "losses") == pytest.approx(inside.vector(one[1], "losses"), rel=1e-4)
 
 
@@ -193,4 +263,44 @@ def test_seconds_of_a_probe_are_recorded_and_its_share_is_shown(workspace, tmp_p
     assert all(0 < record["probe_seconds"] < 5 for record in records)
     total = sum(record["probe_seconds"] for record in records)
     assert f"probes took {total:.1f} s" in caplog.text
+    assert f"of the run (predicted: {100 * records[0]['run']['predicted_probe_share']:.1f} %)" in caplog.text
     assert total < next(e["train_runtime"] for e in trainer.state.log_history if "train_runtime" in e)
+
+
+# --- rows chosen before the main run is there ---------------------------------------------------------------
+
+
+def test_reference_runs_in_trl_choose_their_rows_by_the_budget_too(workspace, tmp_path):
+    """Rows are texts yet: their characters stand for tokens, and the ratio is about the same."""
+    reference = {"model": str(workspace / "model"), "epochs": 1, "samples_per_epoch": 2}
+    file = tmp_path / "references.json"
+    versatune = inside.block(
+        reference_losses=str(file), reference=reference, probe={"budget": 0.09}, update_interval=10
+    )
+    trainer = inside.build(workspace, tmp_path, versatune=versatune, per_device_train_batch_size=16, max_steps=20)
+    (rows,) = {len(part) for part in trainer._probes.rows_by_domain.values()}
+    assert rows == json.loads(file.read_text())["probe"]["rows_per_domain"]
+    # 3 probes of 3 x 10 rows beside 20 steps of 16 rows at 3 forward passes each: 8.6 %; of 11 rows: 9.3 %
+    assert rows in (9, 10, 11)
+    assert trainer._versatune.probe.budget == 0.09
+
+
+def test_reference_runs_in_axolotl_choose_their_rows_by_the_budget_too():
+    pytest.importorskip("axolotl")
+    from datasets import Dataset
+
+    from versatune_plugin.axolotl_references import _num_probe_rows
+    from versatune_plugin.config import VersaTuneConfig
+
+    train, heldout = (
+        {domain: Dataset.from_list([{"input_ids": [1] * 40}] * number) for domain in ("law", "code")}
+        for number in (2000, 300)
+    )
+    cfg = SimpleNamespace(
+        max_steps=None, num_epochs=1, batch_size=16, seed=1, adapter=None, device="cpu", eval_batch_size=4
+    )
+    config = VersaTuneConfig(strategy="uniform", update_interval=20)
+    # 250 steps of 16 rows at 3 forwards each: 12,000; 14 probes of 2 * 22 rows are 616, 4.9 % of both
+    assert _num_probe_rows(cfg, config, train, heldout) == 22
+    cfg.adapter = "lora"
+    assert _num_probe_rows(cfg, config, train, heldout) == 15

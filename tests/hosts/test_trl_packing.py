@@ -72,7 +72,6 @@ def test_resumed_packed_run_equals_the_unbroken_one(workspace, tmp_path, accumul
 def test_padding_free_run_equals_the_padded_one(workspace, tmp_path):
     padded = inside.train(workspace, tmp_path / "padded", max_steps=8)
     free = inside.train(workspace, tmp_path / "free", max_steps=8, padding_free=True, max_length=None)
-    assert free.feed.rows_of_steps(0, 8).tolist() == padded.feed.rows_of_steps(0, 8).tolist()
     for one, other in zip(runs.history(tmp_path / "padded"), runs.history(tmp_path / "free"), strict=True):
         assert one["drawn_by_domain"] == other["drawn_by_domain"]
         assert inside.vector(one, "losses") == pytest.approx(inside.vector(other, "losses"), abs=1e-4)
@@ -107,9 +106,7 @@ def completions(domain: str, num_rows: int, start: int = 0):
 
 
 @pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize(
-    ("make", "option"), [(chats, "assistant_only_loss"), (completions, "completion_only_loss")]
-)
+@pytest.mark.parametrize(("make", "option"), [(chats, "assistant_only_loss"), (completions, "completion_only_loss")])
 def test_masked_tokens_count_neither_in_training_nor_in_the_probe(workspace, tmp_path, make, option, packing):
     tokenizer = AutoTokenizer.from_pretrained(f"{workspace}/model")
     tokenizer.chat_template = CHAT

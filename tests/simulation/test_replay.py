@@ -84,7 +84,7 @@ def test_the_recorded_error_of_a_change_serves_a_margin(tmp_path):
     # (0.1 - 0.5 * 0.15) / 2 < 0.1 * 1/3 < 0.1 / 2
     assert [outcome.records[1]["expanded"] for outcome in (with_margin, without)] == [True, False]
     message = refusal(tmp_path, "update_interval=20")
-    assert "only a run that has a margin itself records, and for its own update_interval, 10" in message
+    assert "rows that are not smoothed, and for its own update_interval, 10" in message
 
 
 def test_a_replay_changes_nothing_that_it_was_given(source):

@@ -45,10 +45,10 @@ class RecordedLosses(Losses):
                 "another"
             )
         has_errors = interval == self._interval and any(record["forgetting_error"] for record in records)
-        if config.num_probe_pieces > 1 and not has_errors:
+        if config.needs_errors and not has_errors:
             problems.append(
-                "versatune.expansion.margin: needs the error of each change, which only a run that has a margin itself "
-                f"records, and for its own update_interval, {self._interval}"
+                "versatune.expansion.margin: needs the error of each change, which a run records of losses on held-out "
+                f"rows that are not smoothed, and for its own update_interval, {self._interval}"
             )
         return problems
 
@@ -99,6 +99,8 @@ def run_of_history(source: Path, tries: Sequence[str]) -> Run:
             f"{path} does not begin with what the run was (`run`): it is empty or of an older release and cannot be "
             "replayed; simulate its YAML instead"
         )
+    if records[0]["num_rows_by_domain"] is None:
+        raise ValueError(f"{path} is of a run on streams, whose numbers of rows are not known: it cannot be replayed")
     num_steps, interval, block_size = facts["num_steps"], facts["update_interval"], facts["block_size"]
     look_ahead, last_step, signal = facts["look_ahead_steps"], records[-1]["step"], records[0]["signal"]
     statements = [
