@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from versatune_plugin.axolotl_config import BY_COLUMN, domain_order, fill_in, forgotten_block_problems
+from versatune_plugin.axolotl_config import BY_COLUMN, domain_order, fill_in, forgotten_block_problems, rows_per_step
 from versatune_plugin.config import VersaTuneConfig
 
 BLOCK = {"strategy": "uniform"}
@@ -172,7 +172,6 @@ def test_an_update_interval_longer_than_max_steps_is_a_mistake():
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("sample_packing", True, "plans a whole epoch ahead"),
         ("pretraining_dataset", [{"path": "c4"}], "rows without end have no epoch to mix"),
         ("rl", "dpo", "mixes supervised fine-tuning only"),
         ("reward_model", True, "mixes supervised fine-tuning only"),
@@ -195,14 +194,21 @@ def test_a_setting_that_is_switched_off_is_no_mistake(key, value):
     assert filled(**{key: value})["dataset_domains"] == ["law", "code"]
 
 
+@pytest.mark.parametrize("key", ["context_parallel_size", "tensor_parallel_size"])
 @pytest.mark.parametrize(("size", "fits"), [(None, True), (1, True), (2, False)])
-def test_context_parallelism_is_not_available_yet(size, fits):
+def test_processes_that_share_their_rows_are_refused(key, size, fits):
     if fits:
-        assert filled(context_parallel_size=size)["dataset_domains"] == ["law", "code"]
+        assert filled(**{key: size})["dataset_domains"] == ["law", "code"]
     else:
-        assert mistakes(context_parallel_size=size) == [
-            "context_parallel_size: above 1 is not available yet under versatune"
-        ]
+        reason = "above 1 several processes work on the same rows, and versatune needs rows of its own on each"
+        assert mistakes(**{key: size}) == [f"{key}: {reason}"]
+
+
+@pytest.mark.parametrize(("shared", "rows"), [(None, 24), (False, 24), (True, 8)])
+def test_an_optimizer_step_has_rows_of_each_process_unless_they_share_a_batch(shared, rows):
+    cfg = {"micro_batch_size": 2, "gradient_accumulation_steps": 4, "world_size": 3, "batch_size": 8}
+    assert rows_per_step(cfg | {"accelerator_config": {"split_batches": shared}}) == rows
+    assert rows_per_step(cfg | {"accelerator_config": None}) == 24
 
 
 @pytest.mark.parametrize("datasets", [None, []])
@@ -270,14 +276,14 @@ def test_mistakes_in_the_block_and_around_it_are_reported_together():
     lines = mistakes(
         {"strategy": "uniform", "sigmma": 1, "update_interval": -5, "domains": {"law": ["lew.jsonl"]}},
         datasets=[{"path": "law.jsonl", "domain": "law"}, {"path": "b"}, {"path": "c", "domain": ""}],
-        sample_packing=True,
+        group_by_length=True,
         rl="dpo",
         streaming=True,
     )
     for phrase in (
         "sigmma: unknown key",
         "update_interval: Input should be greater than 0",
-        "sample_packing: cannot",
+        "group_by_length: cannot",
         "rl: cannot",
         "streaming: a stream has no length",
         "datasets[1] (b): no domain",

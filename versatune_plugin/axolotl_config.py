@@ -62,8 +62,11 @@ def fill_in(cfg: dict) -> None:
         if cfg.get(key)
     ]
     problems += _packing_problems(cfg)
-    if (cfg.get("context_parallel_size") or 1) > 1:
-        problems.append("context_parallel_size: above 1 is not available yet under versatune")
+    problems += [
+        f"{key}: above 1 several processes work on the same rows, and versatune needs rows of its own on each"
+        for key in ("context_parallel_size", "tensor_parallel_size")
+        if (cfg.get(key) or 1) > 1
+    ]
     paths = _paths_by_domain(block)
     entries = {key: _entries(cfg, key, problems) for key in ("datasets", "test_datasets")}
     train, problems_train = _domains_of(entries["datasets"], "datasets", block, "dataset_domains")
@@ -99,6 +102,15 @@ def _stream_problems(cfg: Mapping, block: Mapping, found: list[str]) -> list[str
     if isinstance(accelerator, Mapping) and accelerator.get("dispatch_batches"):
         problems.append("accelerator_config.dispatch_batches: every process reads the streams itself: set it to false")
     return problems
+
+
+def rows_per_step(cfg: Mapping) -> int:
+    """Rows of an optimizer step over all ranks, by a validated config.
+
+    Not its `batch_size`, which leaves out the other ranks on a Ray worker and shared batches everywhere.
+    """
+    shared = (cfg.get("accelerator_config") or {}).get("split_batches")
+    return cfg["micro_batch_size"] * cfg["gradient_accumulation_steps"] * (1 if shared else cfg["world_size"])
 
 
 def forgotten_block_problems(cfg: dict) -> list[str]:

@@ -13,6 +13,7 @@ from axolotl.utils.samplers.multipack import allocate_sequentially, pack_group
 from datasets import Dataset
 
 from versatune_plugin import data
+from versatune_plugin.axolotl_config import rows_per_step
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.packing import PackedBatchSampler, PackedEpoch, packed_epoch
 from versatune_plugin.trainer import VersaTuneMixin
@@ -46,7 +47,7 @@ class AxolotlPacking:
         return cls(
             capacity=capacity,
             bins_per_batch=cfg.micro_batch_size if real_batches else 1,
-            batches_per_step=cfg.batch_size // cfg.micro_batch_size,
+            batches_per_step=rows_per_step(cfg) // cfg.micro_batch_size,
             max_rows_per_bin=cfg.sample_packing_bin_size or capacity,
             sequential=bool(cfg.sample_packing_sequentially),
         )

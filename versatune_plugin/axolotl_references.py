@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from versatune_plugin import references
-from versatune_plugin.axolotl_config import BY_COLUMN
+from versatune_plugin.axolotl_config import BY_COLUMN, rows_per_step
 from versatune_plugin.config import REFERENCES_FILE, VersaTuneConfig
 from versatune_plugin.history import write_atomically
 
@@ -188,7 +188,7 @@ class _Work:
         self.reference_model = describe_model(
             config.reference.model, revision if config.reference.model == raw["base_model"] else None
         )
-        self._settings, self._block_size = settings_of(cfg), cfg.batch_size
+        self._settings, self._block_size = settings_of(cfg), rows_per_step(cfg)
 
         tokenizer = load_tokenizer(cfg)
         self.main = Rows.of(train, heldout, self._num_rows, cfg.seed, decoder(tokenizer))
@@ -224,7 +224,7 @@ class _Work:
     def _warn_of_warmup(self, num_rows: Mapping[str, int], cfg, say: Callable[[str], None]) -> None:
         reference = self._config.reference
         steps = {
-            domain: reference.epochs * math.ceil((reference.samples_per_epoch or number) / cfg.batch_size)
+            domain: reference.epochs * math.ceil((reference.samples_per_epoch or number) / rows_per_step(cfg))
             for domain, number in num_rows.items()
         }
         references.warn_of_warmup(steps, cfg.warmup_steps or 0, say)
@@ -397,13 +397,13 @@ def _num_probe_rows(cfg, config: VersaTuneConfig, train: Mapping, heldout: Mappi
             raise ValueError("versatune.probe.rows_per_domain is 0: reference losses need held-out rows to measure")
         return config.probe.rows_per_domain
     num_samples = config.samples_per_epoch or sum(map(len, train.values()))
-    num_steps = cfg.max_steps or math.ceil(num_samples * cfg.num_epochs / cfg.batch_size)
+    num_steps = cfg.max_steps or math.ceil(num_samples * cfg.num_epochs / rows_per_step(cfg))
     some = {domain: probes.choose_rows(len(rows), _SOME_ROWS, cfg.seed) for domain, rows in train.items()}
     tokens_per_row = sum(token_counts(rows, some[domain]).mean() for domain, rows in train.items()) / len(train)
     full = cfg.adapter is None
     cost = probes.Cost(
         heldout={domain: token_counts(heldout[domain]) for domain in train},
-        trained=num_steps * cfg.batch_size * tokens_per_row * probes.forwards_per_trained_row(full),
+        trained=num_steps * rows_per_step(cfg) * tokens_per_row * probes.forwards_per_trained_row(full),
         num_measurements=probes.num_measurements(num_steps, config.interval_in_steps(num_steps)),
         batch_size=probes.rows_per_pass(str(cfg.device).partition(":")[0], cfg.eval_batch_size or cfg.micro_batch_size),
         seed=cfg.seed,

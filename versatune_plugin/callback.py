@@ -9,6 +9,7 @@ resume.
 import logging
 import math
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         logger: logging.Logger,
         stop_when_rising: bool = False,
     ) -> None:
-        self._trainer = trainer
+        self._trainer = weakref.proxy(trainer)  # which holds this callback: a cycle would keep its loader's workers
         self._new_mixture = new_mixture
         self._interval_in_steps = interval_in_steps
         self._fingerprints = fingerprints

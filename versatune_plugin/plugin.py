@@ -76,7 +76,8 @@ class VersaTunePlugin(BasePlugin):
         check_domains_fit(config, train, heldout)
         if not preprocess:
             config = axolotl_measurements.with_measurements(config, cfg, self._yaml, train, heldout)
-        num_samples, rows_per_step = config.samples_per_epoch or sum(num_rows(train).values()), cfg.batch_size
+        num_samples = config.samples_per_epoch or sum(num_rows(train).values())
+        rows_per_step = axolotl_config.rows_per_step(cfg)
         if cfg.sample_packing and not preprocess:  # preprocessing may come before the start is known
             num_samples, rows_per_step = self._pack(cfg, config, train)
         num_steps = math.ceil(num_samples * cfg.num_epochs / rows_per_step)  # as Axolotl counts them

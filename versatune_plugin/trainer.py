@@ -158,7 +158,7 @@ class VersaTuneMixin:
             self._probes = self._build_probes(heldout, trained, steps, interval, logger or visible_logger())
         if config.measures_training:
             self.start_train_losses()
-        domains = tuple(train)
+        domains, start = tuple(train), self._start
         self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
         fingerprints = {f"training rows of {domain!r}": value for domain, value in self.data_fingerprints.items()}
         fingerprints |= {f"held-out rows of {domain!r}": data.fingerprint(rows) for domain, rows in heldout.items()}
@@ -168,7 +168,7 @@ class VersaTuneMixin:
                 lambda steps: Mixture(
                     domains,
                     config.build_strategy(sizes),
-                    self._start,
+                    start,
                     config.reference_vector(domains),
                     own_reference=config.reference_losses == SELF,
                     guards=config.build_guards(domains),

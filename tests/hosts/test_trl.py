@@ -1,7 +1,9 @@
 """Real TRL runs on a tiny model: every way to give rows, every strategy, and what a user sees of a run."""
 
+import gc
 import json
 import logging
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -570,3 +572,14 @@ def test_history_of_the_run_before_is_kept_beside(workspace, tmp_path):
     inside.train(workspace, tmp_path, max_steps=4, versatune=inside.fixed())
     assert (tmp_path / "versatune" / "history.previous.jsonl").read_bytes() == first
     assert [record["step"] for record in read_history(history_path(tmp_path))] == [0, 3, 4]
+
+
+def test_a_trainer_is_freed_as_soon_as_it_is_let_go(workspace, tmp_path):
+    trainer = inside.build(workspace, tmp_path)
+    reference = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert reference() is None, "a cycle keeps it, and with it the workers of its loader"
+    finally:
+        gc.enable()
