@@ -102,6 +102,11 @@ def test_join_brings_tokens_of_different_integer_types_to_one():
     assert data.fingerprint(joined) == data.fingerprint(tokens(ROWS))
 
 
+def test_join_loses_no_labels():
+    with pytest.raises(ValueError, match="1 of 2 domains have a column 'labels', those of the others have none"):
+        data.join([tokens(ROWS[:2]).remove_columns("labels"), tokens(ROWS[2:])])
+
+
 def test_join_leaves_out_columns_of_differing_types():
     first = tokens(ROWS[:2]).add_column("id", [1, 2]).add_column("text", ["a", "b"])
     second = tokens(ROWS[2:]).add_column("id", ["3", "4"]).add_column("text", ["c", "d"])

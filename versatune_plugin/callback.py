@@ -101,7 +101,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         self._history = self._open_history(args.output_dir, resumed) if state.is_world_process_zero else None
         self._announce(state)
         if not resumed:
-            self._record(state, self._measure(state, decide=False), acts_at_draw=None)
+            self._record_measurement(state, self._measure(state, decide=False))
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Point the sampler at the epoch: a loader that skips batches after a resume does not pass it on."""
@@ -117,18 +117,21 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             risen = update.forgetting is not None and (update.forgetting > 0).any()
             if self._stop_when_rising and risen and state.global_step > self._interval:
                 control.should_training_stop = True
+        elif state.global_step >= state.max_steps or control.should_training_stop:
+            self._record_measurement(state, self._measure(state, decide=False))
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Measure the end, then show what happened."""
+        """Measure the end where that has not been done, then show what happened."""
         if self._recorded_step < state.global_step:
-            self._record(state, self._measure(state, decide=False), acts_at_draw=None)
+            other = args.load_best_model_at_end  # by now the model may be that of another step
+            self._record_measurement(state, self._mixture.unmeasured() if other else self._measure(state, decide=False))
         if state.is_world_process_zero:
-            self._history.flush()
+            self._history.finish()
             self._show_summary(time.perf_counter() - self._began)
 
     def state(self) -> dict:
         """What a checkpoint keeps of a run."""
-        if self._mixture is None:
+        if self._mixture is None or self._trainer.feed is None:
             return {"args": {}, "attributes": {}}
         return {
             "args": {},
@@ -139,19 +142,27 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 "train_losses": losses.state_dict() if (losses := self._trainer.train_losses) is not None else None,
                 "drawn": self._drawn.tolist(),
                 "recorded_step": self._recorded_step,
-                "plan": list(self._plan),
+                "plan": self._listed_plan(),
                 "fingerprints": self._fingerprints,
                 "settings": self._settings
                 | {
                     "steps until new proportions act": self._look_ahead.num_steps,
                     "number of processes": self._trainer.args.world_size,
+                    "steps between updates": self._interval,
+                    "probe rows": _named(self._trainer.probe_facts),
                 },
             },
         }
 
     # One update
 
+    def _record_measurement(self, state, update: Update) -> None:
+        """Record what changes no proportions."""
+        self._account(state)
+        self._record(state, update, acts_at_draw=None)
+
     def _update(self, state) -> Update:
+        self._account(state)
         if state.global_step in self._plan:  # the sampler has known it since the start
             update = self._measure(state, decide=True)
             self._record(state, update, acts_at_draw=self._planned_draw(state.global_step))
@@ -196,12 +207,19 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         """The draw at which an optimizer step (counted from 0) is expected to begin: exact unless rows are packed."""
         return step * self._trainer.mixture_sampler.block_size
 
+    def _listed_plan(self) -> list:
+        """The planned changes, as they are after a way through JSON."""
+        return [[step, np.asarray(proportions).tolist()] for step, proportions in self._plan.items()]
+
+    def _account(self, state) -> None:
+        """Count what was trained on since the last history line."""
+        self._since_last = self._trainer.amounts_of_steps(max(self._recorded_step, 0), state.global_step)
+        self._drawn, self._recorded_step = self._drawn + self._since_last, state.global_step
+        self._trainer.feed.forget_before(state.global_step)
+
     def _record(self, state, update: Update, acts_at_draw: int | None) -> None:
         """Write the update to the history, the trackers and the log."""
         feed = self._trainer.feed
-        since_last = self._trainer.amounts_of_steps(max(self._recorded_step, 0), state.global_step)
-        self._drawn, self._recorded_step = self._drawn + since_last, state.global_step
-        feed.forget_before(state.global_step)
         drawn, tokens, target_tokens = self._drawn
         record = {
             "step": state.global_step,
@@ -238,7 +256,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         if self._history is not None:
             self._history.append(record)
             self._logger.info(format_update(record, state.max_steps))
-        amounts = since_last[UNITS.index(self._settings["unit"])]
+        amounts = self._since_last[UNITS.index(self._settings["unit"])]
         realised = amounts / amounts.sum() if amounts.any() else None
         self._trainer.log_mixture(
             {
@@ -286,6 +304,11 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 f"the checkpoint's state has version {saved['version']}, this release reads {STATE_VERSION}"
             )
         self._mixture.load_state_dict(saved["mixture"])
+        if saved["feed"].keys() != self._trainer.feed.state_dict().keys():
+            raise ValueError(
+                "the rows of the checkpoint's run came in another way than those of this run (packed, streamed or "
+                "neither): resume it with the settings that it had"
+            )
         self._trainer.feed.load_state_dict(saved["feed"])
         changed = [name for name, value in self._fingerprints.items() if saved["fingerprints"].get(name) != value]
         if changed:
@@ -293,10 +316,10 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 f"the {', '.join(changed)} are not those of the checkpoint: the resumed run would silently be another "
                 "one; restore the data or start a new run"
             )
-        if saved["plan"] != list(self._plan):
+        if saved["plan"] != self._listed_plan():
             raise ValueError(
-                f"the stages of the checkpoint's run begin at steps {saved['plan']}, those of this run at "
-                f"{list(self._plan)}: resume it with the strategy and the number of steps that it had"
+                f"the stages of the checkpoint's run (steps and proportions) were {saved['plan']}, those of this run "
+                f"are {self._listed_plan()}: resume it with the strategy, stages and number of steps that it had"
             )
         if self._trainer.train_losses is not None and saved["train_losses"] is not None:
             self._trainer.train_losses.load_state_dict(saved["train_losses"])
@@ -316,8 +339,12 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         """A new history, or that of the run which wrote the checkpoint (it may lie in another folder)."""
         if not resumed:
             return History(history_path(output_dir))
-        before = history_path(Path(self._trainer.resumed_from).parent)
-        return History(history_path(output_dir), before, self._recorded_step)
+        path, before = history_path(output_dir), history_path(Path(self._trainer.resumed_from).parent)
+        if not before.exists():  # a checkpoint that was moved away from its run
+            missing, before = before, path
+            found = f"goes on with {path}" if path.exists() else f"begins after step {self._recorded_step}"
+            self._logger.warning("there is no %s beside the checkpoint: the history %s", missing, found)
+        return History(path, before, self._recorded_step)
 
     def _announce(self, state) -> None:
         sampler = self._trainer.mixture_sampler
@@ -376,3 +403,10 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 def _or_null(number: float) -> float | None:
     """A number that JSON knows."""
     return number if math.isfinite(number) else None
+
+
+def _named(probe_facts: dict | None) -> dict | None:
+    """Which rows each domain is measured on, in short."""
+    if probe_facts is None:
+        return None
+    return {domain: f"{facts['rows']} ({facts['fingerprint'][:8]})" for domain, facts in probe_facts.items()}

@@ -32,19 +32,20 @@ def whole_checkpoint(wanted: str | bool | None, args, sharded: bool) -> str | No
     earlier = [
         other
         for other in Path(path).parent.glob("checkpoint-*")
-        if _step_of(other) < _step_of(Path(path)) and _is_whole(other, args, sharded)
+        if step_of(other) < step_of(path) and _is_whole(other, args, sharded)
     ]
     if not earlier:
         raise ValueError(
             f"{path} is not a whole checkpoint (cut off while it was written?) and there is none before it"
         )
-    best = str(max(earlier, key=_step_of))
+    best = str(max(earlier, key=step_of))
     logger.warning("%s is not whole (cut off while it was written): resuming from %s", path, best)
     return best
 
 
-def _step_of(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
+def step_of(checkpoint: str | Path) -> int:
+    """The optimizer step in a checkpoint's name, -1 without one."""
+    number = Path(checkpoint).name.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
 
 
@@ -59,14 +60,22 @@ def _is_whole(checkpoint: Path, args, sharded: bool) -> bool:
         return False
     needed = []
     if not sharded:
-        if not [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*model*.bin")]:
+        weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*model*.bin")]
+        if not weights or any(_num_shards(file) > len(weights) for file in weights):
             return False
         num_processes = _num_processes(state) or args.world_size
-        ranks = [f"rng_state_{rank}.pth" for rank in range(num_processes)]
+        own = [args.process_index] if args.save_on_each_node else range(num_processes)  # other nodes keep their own
+        ranks = [f"rng_state_{rank}.pth" for rank in own]
         generators = ranks if num_processes > 1 else ["rng_state.pth"]
         needed = [] if args.save_only_model else ["optimizer.pt", "scheduler.pt", *generators]
     files = {*map(checkpoint.joinpath, needed), *checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")}
     return "global_step" in state and all(zipfile.is_zipfile(file) for file in files)
+
+
+def _num_shards(weights: Path) -> int:
+    """Files that the weights are cut into, by the name of one of them."""
+    number = weights.stem.rpartition("-of-")[2]
+    return int(number) if number.isdigit() else 1
 
 
 def _num_processes(state: dict) -> int | None:

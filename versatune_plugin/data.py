@@ -1,7 +1,7 @@
 """Rows per domain: splitting by a column, joining in domain order, counting tokens, fingerprints."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,8 @@ LABELS = "labels"
 UNITS = ("examples", "tokens", "target_tokens")
 """What a proportion can be a share of."""
 PACKED_LENGTHS = "seq_lengths"  # of the sequences in a row that TRL packed
+_SAYING_WHAT_IS_TRAINED_ON = (LABELS, PACKED_LENGTHS)
+_SLICE = 4096  # rows read at once
 
 
 def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset]:
@@ -45,22 +47,31 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
 
     Kept are the columns that all of them have in the same type; token columns of different integer types are
     brought to one.
+
+    Raises:
+        ValueError: Some of them have a column that says what is trained on, and some have not.
     """
     kept = []
-    for name in datasets[0].column_names:
-        if all(name in dataset.column_names for dataset in datasets):
+    for name in dict.fromkeys(name for dataset in datasets for name in dataset.column_names):
+        having = [name in dataset.column_names for dataset in datasets]
+        if name in _SAYING_WHAT_IS_TRAINED_ON and not all(having):
+            raise ValueError(
+                f"the rows of {having.count(True)} of {len(having)} domains have a column {name!r}, those of the "
+                "others have none, so it would be lost: give it to all of them, or to none"
+            )
+        if all(having):
             types = {str(dataset.features[name]) for dataset in datasets}
-            if len(types) > 1 and name in (TOKENS, LABELS):
+            of_tokens = name in (TOKENS, *_SAYING_WHAT_IS_TRAINED_ON)
+            if len(types) > 1 and of_tokens:
                 datasets = [dataset.cast_column(name, List(Value("int64"))) for dataset in datasets]
-            if len(types) == 1 or name in (TOKENS, LABELS):
+            if len(types) == 1 or of_tokens:
                 kept.append(name)
     return concatenate_datasets([dataset.select_columns(kept) for dataset in datasets])
 
 
 def token_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray:
     """Tokens of each of the given rows (default: all), int64."""
-    table = dataset.select_columns(TOKENS).with_format("arrow")[slice(None) if rows is None else rows]
-    return _lengths(table[TOKENS])
+    return _of_slices(dataset, [TOKENS], rows, lambda table: _lengths(table[TOKENS]))
 
 
 def costs(dataset: Dataset, unit: str, rows: np.ndarray | None = None) -> np.ndarray:
@@ -77,18 +88,31 @@ def target_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarra
     packed in a row, each one's first is none. Rows without labels are their own labels, as TRL's collator has it.
     """
     names = [name for name in (TOKENS, LABELS, PACKED_LENGTHS) if name in dataset.column_names]
-    table = dataset.select_columns(names).with_format("arrow")[slice(None) if rows is None else rows]
+    return _of_slices(dataset, names, rows, _num_targets)
+
+
+def _num_targets(table: pa.Table) -> np.ndarray:
+    """Target tokens of each row of a table with its tokens, labels and packed lengths, as far as it has them."""
     lengths = _lengths(table[TOKENS])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     is_target = np.ones(starts[-1], dtype=bool)
-    if LABELS in names:
+    if LABELS in table.column_names:
         is_target = _flat(table[LABELS]) != -100
     firsts = starts[:-1][lengths > 0]
-    if PACKED_LENGTHS in names:
+    if PACKED_LENGTHS in table.column_names:
         of_sequences = _flat(table[PACKED_LENGTHS])
         firsts = (np.cumsum(of_sequences) - of_sequences)[of_sequences > 0]
     is_target[firsts] = False
     return np.diff(np.concatenate([[0], np.cumsum(is_target)])[starts])
+
+
+def _of_slices(dataset: Dataset, columns: list[str], rows: np.ndarray | None, count: Callable) -> np.ndarray:
+    """One number per row, int64, counted some thousand rows at a time, since these fit into memory."""
+    table = dataset.select_columns(columns).with_format("arrow")
+    num_rows = len(dataset) if rows is None else len(rows)
+    slices = [slice(start, start + _SLICE) for start in range(0, num_rows, _SLICE)]
+    counts = [count(table[part if rows is None else rows[part]]) for part in slices]
+    return np.concatenate([np.empty(0, dtype=np.int64), *counts])
 
 
 def num_targets(dataset: Dataset) -> int:
@@ -109,7 +133,7 @@ def fingerprint(dataset: Dataset) -> str:
     """A digest of the tokens and labels of every row, in order."""
     digest = hashlib.blake2b(digest_size=16)
     columns = [name for name in (TOKENS, LABELS) if name in dataset.column_names]
-    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=4096):
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=_SLICE):
         for name in columns:
             lists = table[name].combine_chunks()
             lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists

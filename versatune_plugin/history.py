@@ -1,10 +1,13 @@
 """history.jsonl: one JSON line per update, written and read back; the only file the report needs.
 
-A line is written with one system call and taken back where it does not fit on the disk, so that no line is ever
-torn; lines that could not be written wait in memory and go out with the next one. Of the lines on the disk, memory
-keeps only the newest, so that it does not grow with the number of updates.
+A line is written with one system call and taken back where it does not fit on the disk; lines that could not be written
+wait in memory and go out with the next one. Only a kill within that call can tear a line, and then the last one, which
+a resumed run writes again. Of the lines on the disk, memory keeps only the newest, so that it does not grow with the
+number of updates.
 """
 
+import contextlib
+import itertools
 import json
 import logging
 import os
@@ -35,13 +38,14 @@ def to_line(record: dict) -> str:
 
 
 def read_history(path: str | os.PathLike) -> list[dict]:
-    """The records of a history, oldest first.
+    """The records of a history, oldest first; a last line that a kill tore is left out.
 
     Raises:
         ValueError: A line is not a JSON object; the message names the line.
     """
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -80,8 +84,11 @@ class History:
                 for line in _lines_until(go_on_from, until_step):
                     file.write(line)
                     self._keep(line)
-        if path.exists() and path != go_on_from:
-            os.replace(path, path.with_name("history.previous.jsonl"))
+        is_another = path.exists() and not (
+            go_on_from is not None and go_on_from.exists() and path.samefile(go_on_from)
+        )
+        if is_another and path.stat().st_size:
+            os.replace(path, _unused(path.with_name("history.previous.jsonl")))
         os.replace(temporary, path)
 
     def append(self, record: dict) -> None:
@@ -100,6 +107,12 @@ class History:
                 os.close(file)
         except OSError as error:
             logger.warning("%d history line(s) wait in memory: %s: %s", len(self._waiting), self.path, error)
+
+    def finish(self) -> None:
+        """Write what is not on the disk yet, for the last time: into a new folder where somebody removed it."""
+        with contextlib.suppress(OSError):  # what cannot be written is reported
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.flush()
 
     def read(self) -> list[dict]:
         """All records, oldest first: those of the file and those that wait.
@@ -146,6 +159,15 @@ class History:
                 "%s was cut from outside: %d bytes of its older lines are lost", self.path, self._size - whole
             )
             self._size = whole
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with a number where there is such a file already."""
+    numbers = itertools.count(2)
+    unused = path
+    while unused.exists():
+        unused = path.with_stem(f"{path.stem}-{next(numbers)}")
+    return unused
 
 
 def _lines_until(path: Path, step: int) -> Iterator[bytes]:

@@ -135,6 +135,8 @@ class Mixture:
     def _measure(self, losses, pieces, step: int | None, caps, forgetting_error=None) -> Update:
         losses = np.array(losses, dtype=np.float64)
         errors = None if pieces is None else loss_errors(pieces)
+        if pieces is not None and not _are_of_the_same_rows(pieces, self._previous_pieces):
+            self._previous_losses = self._previous_pieces = None  # a resumed run may have other probes
         before = self.proportions.copy()
         unknown = np.isnan(losses) & (before == 0) & self._of_training
         reason = self._reason_to_skip(losses, ~unknown)
@@ -159,7 +161,7 @@ class Mixture:
             potential = np.where(unknown, 0.0, learnable_potential(seen, self.reference_losses))
         forgetting = forgetting_degree(seen, self._previous_losses)
         forgetting[np.isnan(forgetting)] = 0.0  # not known now, or not before
-        if pieces is not None and not self._smoothing and _are_of_the_same_rows(pieces, self._previous_pieces):
+        if self._previous_pieces is not None and not self._smoothing:
             forgetting_error = relative_change_error(pieces, self._previous_pieces)
         self._previous_losses, self._previous_pieces = seen, pieces
         measured = {

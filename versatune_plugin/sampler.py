@@ -8,6 +8,7 @@ trained on can be forgotten, so that the journal does not grow with the number o
 """
 
 import math
+import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,8 +101,8 @@ class MixtureSampler:
         for name, value, least in sizes:
             if not (math.isfinite(value) and value >= least and value == int(value)):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be in [0, 2**63), got {seed}")
+        if not (0 <= seed < 2**63 and seed == int(seed)):
+            raise ValueError(f"seed must be a whole number in [0, 2**63), got {seed}")
         self.domains = tuple(num_rows_by_domain)
         self.num_rows_by_domain = {domain: int(rows) for domain, rows in num_rows_by_domain.items()}
         self.block_size = int(block_size)
@@ -125,7 +126,7 @@ class MixtureSampler:
         """The draws from here to the end of the epoch; a new iteration goes on with the next epoch."""
         end = (self._num_drawn // self.num_samples + 1) * self.num_samples
         chunk_draws = _CHUNK_DRAWS if self._row_costs is None else _CHUNK_DRAWS_BY_COST
-        num_blocks = min(_CHUNK_BLOCKS, max(1, chunk_draws // self.block_size))
+        most_blocks, num_blocks = min(_CHUNK_BLOCKS, max(1, chunk_draws // self.block_size)), 1
         while self._num_drawn < end:
             revision = self._revision
             stop = min(end, (self._num_drawn // self.block_size + num_blocks) * self.block_size)
@@ -134,10 +135,12 @@ class MixtureSampler:
                 yield row
                 if self._revision != revision:
                     break
+            # new proportions throw away what was planned under the old ones, so plan little where they come often
+            num_blocks = min(2 * num_blocks, most_blocks) if self._revision == revision else 1
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration yield draws `epoch * num_samples` to `(epoch + 1) * num_samples - 1`."""
-        self._num_drawn = epoch * self.num_samples
+        self._num_drawn = operator.index(epoch) * self.num_samples
         self._revision += 1
 
     def set_proportions(self, proportions, *, at_draw: int | None = None) -> int:
@@ -156,7 +159,7 @@ class MixtureSampler:
         """
         proportions = self._checked(proportions)
         earliest = max(-(-self._num_drawn // self.block_size) * self.block_size, self.first_draw)
-        draw = earliest if at_draw is None else at_draw
+        draw = earliest if at_draw is None else operator.index(at_draw)
         if draw < earliest or draw % self.block_size:
             raise ValueError(
                 f"at_draw must be a multiple of {self.block_size} and at least {earliest} "

@@ -15,7 +15,8 @@ def learnable_potential(losses: np.ndarray, reference_losses: np.ndarray) -> np.
     """
     losses = np.asarray(losses, dtype=np.float64)
     reference_losses = np.asarray(reference_losses, dtype=np.float64)
-    return np.maximum((losses - reference_losses) / losses, 0.0)
+    with np.errstate(over="ignore"):
+        return np.maximum((losses - reference_losses) / losses, 0.0)
 
 
 def forgetting_degree(losses: np.ndarray, previous_losses: np.ndarray | None) -> np.ndarray:
@@ -30,7 +31,8 @@ def forgetting_degree(losses: np.ndarray, previous_losses: np.ndarray | None) ->
     if previous_losses is None:
         return np.zeros_like(losses)
     previous_losses = np.asarray(previous_losses, dtype=np.float64)
-    return np.maximum((losses - previous_losses) / previous_losses, 0.0)
+    with np.errstate(over="ignore"):
+        return np.maximum((losses - previous_losses) / previous_losses, 0.0)
 
 
 def loss_errors(pieces: np.ndarray) -> np.ndarray:
@@ -44,7 +46,7 @@ def loss_errors(pieces: np.ndarray) -> np.ndarray:
             of rows that may differ from other windows' (in length).
 
     Returns:
-        nan for a domain with fewer than two rows, or with a loss that is not finite.
+        nan for a domain with fewer than two rows with targets, or with a loss that is not finite.
     """
     sums, counts, num_rows = np.asarray(pieces, dtype=np.float64)
     return _ratio_errors(sums, counts, num_rows)
@@ -62,7 +64,7 @@ def relative_change_error(pieces: np.ndarray, previous_pieces: np.ndarray) -> np
         previous_pieces: The earlier one, whose losses are > 0, of the same rows and pieces.
 
     Returns:
-        nan for a domain with fewer than two rows, or with a loss that is not finite.
+        nan for a domain with fewer than two rows with targets, or with a loss that is not finite.
 
     Raises:
         ValueError: The two measurements are not of the same pieces.

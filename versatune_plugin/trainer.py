@@ -3,6 +3,8 @@
 The mixin overrides the host's train-sampler hook; the loader, collator and training loop stay the host's.
 """
 
+import hashlib
+import json
 import logging
 import math
 import time
@@ -18,7 +20,7 @@ from transformers import Trainer
 
 from versatune_plugin import data, references, stream_checks
 from versatune_plugin.callback import VersaTuneCallback
-from versatune_plugin.checkpoints import whole_checkpoint
+from versatune_plugin.checkpoints import step_of, whole_checkpoint
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.detection_run import BaseModel, with_detected_start
 from versatune_plugin.feeds import Feed
@@ -154,7 +156,7 @@ class VersaTuneMixin:
         self._say_what_is_other_than_asked(config.asked_vector(sizes), logger or visible_logger())
         self._probes = None
         if config.measures_probes:
-            trained = steps * block_size * self._tokens_per_row(train)
+            trained = steps * block_size * self._tokens_per_row(train, sizes)
             self._probes = self._build_probes(heldout, trained, steps, interval, logger or visible_logger())
         if config.measures_training:
             self.start_train_losses()
@@ -221,7 +223,7 @@ class VersaTuneMixin:
         """As the host's; streams are mixed by what it reads, since it asks for no sampler of them."""
         if self._streams is not None:
             block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
-            self.feed = self.train_dataset = MixtureStream(
+            self.train_dataset = MixtureStream(
                 self._streams,
                 self._start,
                 block_size=block_size,
@@ -230,14 +232,20 @@ class VersaTuneMixin:
                 step=lambda: self.state.global_step,
                 logger=self._logger if self.is_world_process_zero() else None,
             )
+            self._bind(self.train_dataset)
         return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         """The mixture, as the host's loader reads it."""
         if self.__dict__.get("_versatune") is None:
             raise RuntimeError("no mixture: give `versatune=` to the trainer, or call `use_mixture`")
-        self.feed = self._new_feed()
-        return self.feed
+        return self._bind(self._new_feed())
+
+    def _bind(self, feed: Feed) -> Feed:
+        """Let the callback steer a feed, unless a run has one: what else asks for a loader must not take its place."""
+        if self.feed is None:
+            self.feed = feed
+        return feed
 
     def _new_feed(self) -> Feed:
         """The mixture, one block per optimizer step; for a host that packs rows, to be overridden."""
@@ -284,7 +292,24 @@ class VersaTuneMixin:
                 raise
             visible_logger().warning("the reference run has no whole checkpoint: it starts from the beginning")
             self.resumed_from = None
+        self._check_ranks_resume_alike()
+        self.feed = None  # that of the run is the first one that the host asks for now
         return super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
+
+    def _check_ranks_resume_alike(self) -> None:
+        """Make sure that all ranks have found the same checkpoint whole.
+
+        Raises:
+            RuntimeError: On all ranks, where they have not.
+        """
+        if self.args.world_size > 1:
+            step = step_of(self.resumed_from) if self.resumed_from else -1
+            steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
+            if len(set(steps)) > 1:
+                raise RuntimeError(
+                    f"the processes would resume from different checkpoints, by rank: {steps} (-1: from none); copy "
+                    "a whole one to all nodes, and name it"
+                )
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         """As the host's; under `signal: train`, training batches are also measured by domain.
@@ -357,12 +382,15 @@ class VersaTuneMixin:
         """
         if self._streams is None:
             return self.amounts_by_domain(self.feed.rows_of_steps(first, last))
-        amounts = self.feed.amounts_of_steps(first, last)
         if self.args.world_size > 1:
-            read = torch.tensor(amounts, device=self.args.device)[None]
-            if (self.accelerator.gather(read) != read).any():
-                raise RuntimeError("the processes read other rows: a stream that is shuffled needs shuffle(seed=...)")
-        return amounts
+            read = json.dumps([self.data_fingerprints, self.feed.state_dict()]).encode()
+            digest = int.from_bytes(hashlib.blake2b(read, digest_size=8).digest(), "little", signed=True)
+            if len(set(self.accelerator.gather(torch.tensor([digest], device=self.args.device)).tolist())) > 1:
+                raise RuntimeError(
+                    "the processes read other rows: every one needs the same streams; one that is shuffled needs "
+                    "shuffle(seed=...)"
+                )
+        return self.feed.amounts_of_steps(first, last)
 
     def amounts_by_domain(self, rows: np.ndarray) -> np.ndarray:
         """The given training rows in every unit, per domain, int64, shape (num_units, num_domains)."""
@@ -445,7 +473,7 @@ class VersaTuneMixin:
         empty = [domain for domain, probe in rows.items() if data.num_targets(probe) == 0]
         if empty:
             raise ValueError(f"the held-out rows of {', '.join(map(repr, empty))} have no target token to measure")
-        if self._versatune.needs_errors and (few := [domain for domain, probe in rows.items() if len(probe) < 2]):
+        if self._versatune.needs_errors and (few := _with_few_targets(rows)):
             raise ValueError(f"versatune.expansion.margin needs 2 held-out rows of {', '.join(map(repr, few))}")
         decode = decoder(getattr(self, "processing_class", None))
         if decode is None and self.loss_unit == "byte":
@@ -458,13 +486,19 @@ class VersaTuneMixin:
             {domain: target_bytes(probe, decode) for domain, probe in rows.items()} if decode else None,
         )
 
-    def _tokens_per_row(self, train: Mapping[str, Dataset]) -> float:
-        """Mean tokens of a row under the proportions at the start, from some rows of every domain."""
-        some = {domain: choose_rows(len(rows), _SOME_ROWS, self.args.seed) for domain, rows in train.items()}
-        unit = self._versatune.unit
-        tokens = np.array([data.token_counts(rows, some[domain]).mean() for domain, rows in train.items()])
-        costs = np.array([data.costs(rows, unit, some[domain]).mean() for domain, rows in train.items()])
-        return float(np.average(tokens, weights=self._start / costs))
+    def _tokens_per_row(self, train: Mapping[str, Dataset], sizes: Mapping[str, int]) -> float:
+        """Mean tokens of a row under the proportions at the start, from some rows of every domain.
+
+        Args:
+            train: Training rows per domain.
+            sizes: What the rows of each domain count together, in the unit of the proportions.
+        """
+        weights, tokens = [], []
+        for (domain, rows), proportion in zip(train.items(), self._start, strict=True):
+            if proportion > 0:
+                weights.append(proportion * self._num_rows_by_domain[domain] / sizes[domain])
+                tokens.append(data.token_counts(rows, choose_rows(len(rows), _SOME_ROWS, self.args.seed)).mean())
+        return float(np.average(tokens, weights=weights))
 
     def _say_what_probes_cost(self, num_rows: int, logger: logging.Logger) -> None:
         probe, percent = self._versatune.probe, 100 * self.probe_share
@@ -483,6 +517,8 @@ class VersaTuneMixin:
 
     def _batch_loss(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._prepare_inputs(self._collate_probe(rows))
+        if getattr(self.model.config, "output_router_logits", False):
+            inputs["output_router_logits"] = False  # the loss of a mixture of experts would hold that of its router
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.model_wrapped(**inputs).loss
         return loss, num_target_tokens(inputs["labels"])
@@ -490,6 +526,11 @@ class VersaTuneMixin:
     def _collate_probe(self, rows: list) -> dict:
         """A batch of held-out rows, each of which counts on its own; for a host that packs rows, to be overridden."""
         return self.data_collator(rows)
+
+
+def _with_few_targets(rows: Mapping[str, Dataset]) -> list[str]:
+    """Domains in which fewer than two rows have a target token."""
+    return [domain for domain, probe in rows.items() if np.count_nonzero(data.target_counts(probe)) < 2]
 
 
 def stand_in(train: Mapping[str, Dataset] | Mapping[str, IterableDataset]) -> Dataset | IterableDataset:

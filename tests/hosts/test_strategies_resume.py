@@ -134,8 +134,18 @@ def test_ranks_that_decide_differently_end_with_an_error(workspace, tmp_path, ow
 def test_stages_of_another_length_are_not_resumed(workspace, tmp_path):
     inside.train(workspace, tmp_path / "whole", versatune=BLOCKS["sequential"], **SAVING)
     folder = inside.stopped_at(tmp_path / "whole", tmp_path / "stopped", 6)
-    with pytest.raises(ValueError, match=r"begin at steps \[7, 11\], those of this run at \[10, 16\]: resume it with"):
+    with pytest.raises(
+        ValueError, match=r"\[\[7, .*, those of this run are \[\[10, .*: resume it with the strategy, stages"
+    ):
         inside.train(workspace, folder, resume=True, versatune=BLOCKS["sequential"], **(SAVING | {"max_steps": 20}))
+
+
+def test_stages_in_another_order_are_not_resumed(workspace, tmp_path):
+    inside.train(workspace, tmp_path / "whole", versatune=BLOCKS["sequential"], **SAVING)
+    folder = inside.stopped_at(tmp_path / "whole", tmp_path / "stopped", 3)
+    other = BLOCKS["sequential"] | {"stages": {"order": ["medicine", "law", "code"]}}
+    with pytest.raises(ValueError, match="resume it with the strategy, stages and number of steps that it had"):
+        inside.train(workspace, folder, resume=True, versatune=other, **SAVING)
 
 
 def test_run_too_short_for_its_stages_is_refused_before_a_step(workspace, tmp_path):

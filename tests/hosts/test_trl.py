@@ -3,11 +3,14 @@
 import gc
 import json
 import logging
+import shutil
 import weakref
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM, TrainerCallback
 
 pytest.importorskip("trl")
 
@@ -537,7 +540,7 @@ def test_table_and_plot_at_the_end_show_the_run(workspace, tmp_path, caplog):
         drawn = last["drawn_by_domain"][domain]
         assert lines[domain][1:4] == [str(NUM_ROWS[domain]), str(drawn), f"{drawn / NUM_ROWS[domain]:.2f}"]
         assert lines[domain][5] == f"{drawn / last['num_drawn']:.3f}"
-        assert lines[domain][7] == f"{last['losses'][domain]:.3f}"
+        assert lines[domain][8:] == [f"{last['losses'][domain]:.3f}", "+-", f"{last['loss_errors'][domain]:.3f}"]
     assert (tmp_path / "versatune" / "mixture.png").read_bytes().startswith(b"\x89PNG")
     assert "% of the run" in caplog.text
 
@@ -583,3 +586,72 @@ def test_a_trainer_is_freed_as_soon_as_it_is_let_go(workspace, tmp_path):
         assert reference() is None, "a cycle keeps it, and with it the workers of its loader"
     finally:
         gc.enable()
+
+
+class Peek(TrainerCallback):
+    """Asks for a loader of its own in the middle of a run, as a host's callback that shows samples does."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            next(iter(self.trainer.get_train_dataloader()))
+
+
+def test_another_loader_does_not_take_the_place_of_the_runs(workspace, tmp_path):
+    inside.train(workspace, tmp_path / "alone", max_steps=9)
+    peek = Peek()
+    peek.trainer = inside.build(workspace, tmp_path / "peeked", max_steps=9, trainer={"callbacks": [peek]})
+    peek.trainer.train()
+    assert runs.stream(tmp_path / "peeked") == runs.stream(tmp_path / "alone")
+    assert runs.history(tmp_path / "peeked") == runs.history(tmp_path / "alone")
+
+
+def test_the_last_line_is_of_the_last_step_also_where_the_best_model_is_loaded(workspace, tmp_path):
+    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_code_loss", "greater_is_better": True}
+    inside.train(workspace, tmp_path / "last", **options)
+    inside.train(workspace, tmp_path / "best", **options, **best)
+    last, kept = (runs.history(tmp_path / name) for name in ("last", "best"))
+    assert kept == last
+    assert kept[-1]["step"] == 10
+
+
+def test_a_checkpoint_moved_away_from_its_run_goes_on_with_the_runs_history(workspace, tmp_path, caplog):
+    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 4}
+    inside.train(workspace, tmp_path / "run", **options)
+    shutil.copytree(tmp_path / "run" / "checkpoint-4", tmp_path / "moved" / "checkpoint-4")
+    whole = runs.history(tmp_path / "run")
+    inside.train(workspace, tmp_path / "run", resume=str(tmp_path / "moved" / "checkpoint-4"), **options)
+    assert runs.history(tmp_path / "run") == whole
+    assert "beside the checkpoint: the history goes on with" in caplog.text
+    inside.train(workspace, tmp_path / "new", resume=str(tmp_path / "moved" / "checkpoint-4"), **options)
+    assert [record["step"] for record in runs.history(tmp_path / "new")] == [6, 9, 10]
+    assert "beside the checkpoint: the history begins after step 3" in caplog.text
+
+
+def test_a_resumed_run_that_is_measured_on_other_rows_says_so_and_compares_with_none_before(
+    workspace, tmp_path, caplog
+):
+    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 4}
+    inside.train(workspace, tmp_path / "whole", **options)
+    folder = inside.stopped_at(tmp_path / "whole", tmp_path / "stopped", 4)
+    block = inside.block(probe={"rows_per_domain": 4})
+    inside.train(workspace, folder, resume=True, versatune=block, **options)
+    assert "resumed with another setting: probe rows was {'code': '6 (" in caplog.text
+    first = runs.history(folder)[2]
+    assert first["step"] == 6
+    assert inside.vector(first, "forgetting") == [0, 0, 0]
+    assert first["forgetting_error"] is None
+
+
+def test_the_probe_leaves_the_loss_of_a_router_out(workspace, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(f"{workspace}/model")
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    torch.manual_seed(0)
+    losses = []
+    for router in (False, True):
+        torch.manual_seed(0)
+        model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, output_router_logits=router))
+        trainer = inside.build(workspace, tmp_path / str(router), loss_type="nll", trainer={"model": model})
+        losses.append(trainer.probe_losses()[0])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
