@@ -143,6 +143,10 @@ class MixtureSampler:
         self._num_drawn = operator.index(epoch) * self.num_samples
         self._revision += 1
 
+    def begin(self, draw: int) -> None:
+        """Note that whoever reads the stream by `rows` has taken all draws before this one."""
+        self._num_drawn = draw
+
     def set_proportions(self, proportions, *, at_draw: int | None = None) -> int:
         """New proportions from the next block that has not begun, or from a later one.
 

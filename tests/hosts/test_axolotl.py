@@ -208,13 +208,13 @@ def test_preprocessed_rows_are_used_and_an_edit_is_noticed(workspace, tmp_path):
 
 
 def test_every_mistake_stops_the_command_before_a_model_is_loaded(workspace, tmp_path):
-    config = axolotl_config(workspace, tmp_path / "out", sample_packing=True)
+    config = axolotl_config(workspace, tmp_path / "out", group_by_length=True)
     config["base_model"] = "/nowhere"
     config["versatune"] |= {"strategy": "versatun", "sigm": 1.0}
     del config["datasets"][1]["domain"]
     status, output = axolotl(config, tmp_path)
     assert status == 1
-    for phrase in ("did you mean 'versatune'?", "did you mean 'sigma'?", "datasets[1]", "sample_packing"):
+    for phrase in ("did you mean 'versatune'?", "did you mean 'sigma'?", "datasets[1]", "group_by_length"):
         assert phrase in output
 
 
