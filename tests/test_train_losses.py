@@ -225,7 +225,7 @@ def test_a_micro_batch_too_many_or_too_few_is_refused():
         {"loss": 1.0},
         {"logits": None},
         SimpleNamespace(logits=None),
-        SimpleNamespace(logits=object()),
+        SimpleNamespace(logits="lazy"),
         SimpleNamespace(logits=torch.empty(0)),
         (torch.zeros(()),),
     ],
