@@ -103,6 +103,7 @@ def test_readmes_own_strategy_trains(workspace, tmp_path, monkeypatch):
 
     *_, snippet = blocks("python")
     (tmp_path / "mine.py").write_text(snippet)
+    sys.modules.pop("mine", None)
     monkeypatch.chdir(tmp_path)
     block = {"strategy": "mine:Hardest", "initial_proportions": "uniform", "update_interval": 2}
     inside.train(workspace, tmp_path / "out", versatune=block, max_steps=4)

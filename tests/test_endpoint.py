@@ -194,6 +194,7 @@ def test_closing_the_iterator_ends_the_requests(proxy):
     samples = make_generator(proxy.url, concurrency=2).generate(0, range(50))
     next(samples)
     samples.close()
+    time.sleep(0.3)  # what was on its way arrives
     num_requests = len(proxy.requests)
     time.sleep(0.3)
     assert len(proxy.requests) == num_requests < 12

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from tests.tiny import axolotl_config
 from versatune_plugin import data, stream_checks
 from versatune_plugin.axolotl_config import fill_in
 from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.feeds import Feed
+from versatune_plugin.packing import PackedBatchSampler
 from versatune_plugin.report import format_summary
 from versatune_plugin.sampler import MixtureSampler
 from versatune_plugin.streams import MixtureStream, first_rows
+from versatune_plugin.trainer_checks import source_problems
 
 SIZES = {"law": 70, "medicine": 45, "code": 9}
 BLOCK = 6
@@ -201,16 +205,21 @@ def test_every_kind_of_stream_is_resumed_exactly(kind, tmp_path, caplog):
     assert not again or kind not in ITS_STATE_DOES
 
 
-def test_streams_made_from_one_keep_their_places_apart():
-    rows = [{"n": n, "domain": ("law", "medicine")[n % 3 == 0]} for n in range(300)]
-    base = IterableDataset.from_generator(lambda: iter(rows))
+@pytest.mark.parametrize("sources", [1, 2])
+def test_streams_made_from_one_keep_their_places_apart(sources, caplog):
+    caplog.set_level(logging.INFO, "tests.streams")
+    parts = [
+        IterableDataset.from_generator(lambda first=first: ({"n": n} for n in range(first, first + 150)))
+        for first in (0, 150)
+    ]
+    base = concatenate_datasets(parts) if sources == 2 else parts[0]
 
     def build(state=None):
         parts = {
-            domain: base.filter(lambda row, domain=domain: row["domain"] == domain).map(tokenised)
-            for domain in ("law", "medicine")
+            domain: base.filter(lambda row, third=third: (row["n"] % 3 == 0) == third).map(tokenised)
+            for domain, third in (("law", False), ("medicine", True))
         }
-        return Run(parts, state, proportions=(0.4, 0.6), num_steps=30)
+        return Run(parts, state, proportions=(0.4, 0.6), num_steps=30, logger=logging.getLogger("tests.streams"))
 
     whole, read, states = build(), [], []
     for _ in range(25):
@@ -219,6 +228,59 @@ def test_streams_made_from_one_keep_their_places_apart():
     for step in (3, 12, 20):
         run = build(states[step])
         assert [run.train() for _ in range(4)] == read[step : step + 4]
+    assert "does not lead back" not in caplog.text
+
+
+class Source:
+    """Rows from behind a lock, which no process can copy."""
+
+    def __init__(self, first: int):
+        self.lock = threading.Lock()
+        self.first = first
+
+    def rows(self, source=None):
+        for n in range(self.first, self.first + 50):
+            with self.lock:
+                row = {"n": n}
+            yield row
+
+    def tokenised(self, row, lock=None):
+        return tokenised(row)
+
+
+UNCOPIED = {
+    "a method": lambda source: IterableDataset.from_generator(source.rows),
+    "an argument": lambda source: IterableDataset.from_generator(source.rows, gen_kwargs={"source": source}),
+    "a mapped method": lambda source: numbers(source.first, 50).to_iterable_dataset(2).map(source.tokenised),
+    "an argument of a map": lambda source: concatenate_datasets([numbers(source.first, 50).to_iterable_dataset(2)]).map(
+        source.tokenised, fn_kwargs={"lock": source.lock}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNCOPIED)
+def test_what_a_stream_reads_from_and_calls_is_not_copied(kind):
+    given = {d: UNCOPIED[kind](Source(1000 * n)).map(tokenised) for n, d in enumerate(("law", "medicine"))}
+
+    def build(state=None):
+        return Run(given, state, proportions=(0.4, 0.6), num_steps=30)
+
+    whole, read, states = build(), [], []
+    for _ in range(25):
+        states.append(whole.stream.state_dict())
+        read.append(whole.train())
+    assert whole.stream.state_dict()["places"]["medicine"]["pass"] == 1, "the stream should end within the run"
+    for step in (3, 20):
+        run = build(states[step])
+        assert [run.train() for _ in range(4)] == read[step : step + 4]
+    assert [stream.epoch for stream in given.values()] == [0, 0], "the given streams are the user's"
+
+
+def test_one_stream_for_two_domains_is_read_by_each_from_its_beginning():
+    one = numbers(0, 100).to_iterable_dataset(2).map(tokenised)
+    run = Run({"law": one, "medicine": one}, proportions=(0.5, 0.5))
+    read = [row for _ in range(10) for row in run.train()]
+    assert sorted(read) == sorted([*range(30), *range(30)])
 
 
 def test_amounts_are_those_of_the_rows_that_were_trained_on():
@@ -266,6 +328,37 @@ def test_memory_and_state_do_not_grow_with_the_steps():
     assert max(sizes[60:]) < 1.1 * max(sizes[:30])
 
 
+def test_before_it_is_read_a_stream_is_at_its_beginning_whatever_step_a_former_run_reached():
+    stream = MixtureStream(streams(), START, block_size=BLOCK, steps_per_epoch=40, seed=3, step=lambda: 14)
+    state = stream.state_dict()
+    assert state["step"] == 0
+    assert Run(state=state).train() == Run().train()
+
+
+def test_rows_of_equal_length_that_differ_show_in_the_state():
+    def with_row(token):
+        row = Dataset.from_list([{"input_ids": [token, 1, 2]}])
+        rows = concatenate_datasets([Dataset.from_list([{"input_ids": [n, 1, 2]}] * 40) for n in range(2)])
+        given = concatenate_datasets([rows, row]).to_iterable_dataset()
+        run = Run({"law": given}, proportions=(1.0,), block_size=9)
+        for _ in range(9):
+            run.train()
+        return run.stream
+
+    one, same, other = with_row(5), with_row(5), with_row(6)
+    assert other.amounts_of_steps(0, 9).tolist() == one.amounts_of_steps(0, 9).tolist()
+    assert same.state_dict() == one.state_dict() != other.state_dict()
+
+
+def test_every_way_in_which_rows_come_is_a_feed():
+    sampler = MixtureSampler(dict(SIZES), START, block_size=BLOCK, num_samples=60)
+    assert isinstance(sampler, Feed)
+    assert isinstance(Run().stream, Feed)
+    names = [name for name in vars(Feed) if not name.startswith("_")]
+    assert "steps_per_epoch" in names
+    assert all(hasattr(PackedBatchSampler, name) for name in names if name not in ("sampler", "steps_per_epoch"))
+
+
 def test_a_stream_without_rows_is_named():
     empty = IterableDataset.from_generator(lambda: iter(()))
     with pytest.raises(ValueError, match=r"the stream of domain 'code' gives no row$"):
@@ -280,6 +373,64 @@ def test_a_stream_that_can_be_read_only_once_is_named():
         [run.train() for _ in range(20)]
 
 
+ONCE = iter([{"n": n} for n in range(100)])
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (IterableDataset.from_generator(lambda: iter(())), "the stream of domain 'code' gives no row"),
+        (IterableDataset.from_generator(lambda: ONCE), "'code' gives another first row when it is opened again"),
+        (
+            IterableDataset.from_generator(lambda: ({"n": int(n)} for n in RANDOM.permutation(1000))),
+            "always in the same order",
+        ),
+    ],
+)
+def test_a_stream_that_cannot_be_begun_anew_is_found_before_the_run(stream, message):
+    assert source_problems(streams() | {"torch": streams()["law"].with_format("torch")}) == []
+    (problem,) = source_problems(streams() | {"code": stream})
+    assert message in problem
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_shuffle_that_seems_to_have_no_seed_is_told_at_the_start(caplog, seed):
+    caplog.set_level(logging.INFO, "tests.streams")
+    ordered = numbers(0, 40).to_iterable_dataset(2)
+    given = {
+        "law": ordered.map(tokenised),
+        "medicine": ordered.shuffle(seed=seed, buffer_size=9).map(tokenised),
+        "code": interleave_datasets([ordered, ordered], probabilities=[0.5, 0.5], seed=seed).map(tokenised),
+    }
+    Run(given, logger=logging.getLogger("tests.streams"))
+    told = [record.message.split(" seems")[0] for record in caplog.records]
+    assert told == ([] if seed else ["the stream of medicine", "the stream of code"])
+
+
+def test_a_resumed_run_reads_on_to_its_place_once_and_when_the_state_is_loaded():
+    read = []
+
+    def counted(row):
+        read.append(row["n"])
+        return tokenised(row)
+
+    given = {"law": numbers(0, 200).to_iterable_dataset(2).map(counted)}
+    run = Run(given, proportions=(1.0,))
+    for _ in range(9):
+        run.train()
+    state = run.stream.state_dict()
+    read.clear()
+    resumed = Run(given, proportions=(1.0,)).stream
+    read.clear()
+    resumed.load_state_dict(state)
+    assert read[-1] == 9 * BLOCK - 1
+    resumed.set_epoch(0)
+    read.clear()
+    next(itertools.islice(iter(resumed), 9 * BLOCK, None))
+    assert read == [9 * BLOCK]
+
+
 @pytest.mark.parametrize("steps", [1, 9])
 def test_another_stream_under_the_same_name_is_refused(steps):
     def build(first, state=None):
@@ -290,7 +441,7 @@ def test_another_stream_under_the_same_name_is_refused(steps):
     for _ in range(steps):
         run.train()
     with pytest.raises(ValueError, match="the stream of domain 'law' gives other rows than before: pass 1 up to row"):
-        build(500, run.stream.state_dict()).train()
+        build(500).stream.load_state_dict(run.stream.state_dict())
 
 
 def test_a_shuffle_without_a_seed_is_refused_at_a_resume():
@@ -328,7 +479,7 @@ def test_first_rows_are_those_of_each_stream_and_leave_it_at_its_beginning():
         ({"samples_per_epoch": 100}, "a run on streams has no epochs"),
         ({"initial_proportions": "detected"}, "detection.json does not exist, and streams are not read through"),
         ({"reference_losses": "some.json"}, "that some.json was measured on cannot be told of streams"),
-        ({"domain_column": "domain"}, "give a stream per domain, for example stream.filter"),
+        ({"domain_column": "domain"}, "give every domain a stream of its own"),
     ],
 )
 def test_what_streams_cannot_give_is_refused(block, message, tmp_path, monkeypatch):
@@ -344,6 +495,14 @@ def test_what_streams_cannot_give_is_refused(block, message, tmp_path, monkeypat
     [
         ({"max_steps": None}, "streaming: a stream has no length, so max_steps must be given"),
         ({"dataloader_num_workers": 4}, "dataloader_num_workers 4: a worker reads a copy of the streams"),
+        (
+            {"dataloader_num_workers": None, "dataloader_prefetch_factor": 4},
+            "dataloader_prefetch_factor 4: streams",
+        ),
+        (
+            {"test_datasets": None, "val_set_size": 0.1},
+            "no held-out rows to measure the domains on: none are",
+        ),
         ({"sample_packing": True}, "streaming: with sample_packing Axolotl streams one dataset only"),
         (
             {"accelerator_config": {"dispatch_batches": True}},

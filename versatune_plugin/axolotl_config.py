@@ -98,6 +98,11 @@ def _stream_problems(cfg: Mapping, block: Mapping, found: list[str]) -> list[str
             f"dataloader_num_workers {cfg['dataloader_num_workers']}: a worker reads a copy of the streams that never "
             "hears of new proportions: set it to 0"
         )
+    elif cfg.get("dataloader_prefetch_factor") is not None:
+        problems.append(
+            f"dataloader_prefetch_factor {cfg['dataloader_prefetch_factor']}: streams are read without workers, which "
+            "alone prefetch: leave it out"
+        )
     accelerator = cfg.get("accelerator_config")
     if isinstance(accelerator, Mapping) and accelerator.get("dispatch_batches"):
         problems.append("accelerator_config.dispatch_batches: every process reads the streams itself: set it to false")
@@ -207,8 +212,10 @@ def _measures(block: Mapping) -> bool:
 def _heldout_problems(cfg: dict, domains: tuple[str, ...], test: list[str], complete: bool) -> list[str]:
     """Domains without held-out rows; `complete`: every dataset's domain is known."""
     if not test and not cfg.get("test_datasets"):
-        if cfg.get("val_set_size"):
+        if cfg.get("val_set_size") and not cfg.get("streaming"):
             return []
+        if cfg.get("streaming"):
+            return ["no held-out rows to measure the domains on: none are split off streams: give test_datasets"]
         return [
             "no held-out rows to measure the domains on: set val_set_size above 0, or give test_datasets with a domain"
         ]

@@ -79,6 +79,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """A new run measures before its first step; a resumed one takes over the checkpoint's state."""
+        self._trainer.is_running = True
         self._mixture = self._new_mixture(state.max_steps)
         self._plan = dict(self._mixture.strategy.plan(state.max_steps))
         self._num_draws = self._planned_draw(state.max_steps)  # of the whole run
@@ -122,6 +123,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def on_train_end(self, args, state, control, **kwargs):
         """Measure the end where that has not been done, then show what happened."""
+        self._trainer.is_running = False
         if self._recorded_step < state.global_step:
             other = args.load_best_model_at_end  # by now the model may be that of another step
             self._record_measurement(state, self._mixture.unmeasured() if other else self._measure(state, decide=False))
@@ -137,6 +139,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "args": {},
             "attributes": {
                 "version": STATE_VERSION,
+                "kind of feed": type(self._trainer.feed).__name__,
                 "feed": self._trainer.feed.state_dict(),
                 "mixture": self._mixture.state_dict(),
                 "train_losses": losses.state_dict() if (losses := self._trainer.train_losses) is not None else None,
@@ -304,7 +307,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 f"the checkpoint's state has version {saved['version']}, this release reads {STATE_VERSION}"
             )
         self._mixture.load_state_dict(saved["mixture"])
-        if saved["feed"].keys() != self._trainer.feed.state_dict().keys():
+        if saved["kind of feed"] != type(self._trainer.feed).__name__:
             raise ValueError(
                 "the rows of the checkpoint's run came in another way than those of this run (packed, streamed or "
                 "neither): resume it with the settings that it had"

@@ -2,16 +2,19 @@
 
 `MixtureSampler` is the feed of a run whose step takes a fixed number of rows, `packing.PackedBatchSampler` that of one
 whose step takes as many rows as fit, `streams.MixtureStream` that of one whose rows are streams. Everything a feed says
-is a function of the seed, the sizes and the journal of proportions, so it is the same on all ranks and after a resume.
+is a function of the seed, the sizes, the journal of proportions and the rows of streams, so it is the same on all ranks
+and after a resume.
+
+What was trained on, the trainer asks its own kind of feed: the first two name the rows of a step (`rows_of_steps`), a
+stream counts them as they are read (`amounts_of_steps`).
 """
 
-from typing import Protocol
-
-import numpy as np
+from typing import Protocol, runtime_checkable
 
 from versatune_plugin.sampler import MixtureSampler
 
 
+@runtime_checkable
 class Feed(Protocol):
     """What the callback asks of the sampler that the host's loader reads."""
 
@@ -22,9 +25,6 @@ class Feed(Protocol):
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch, >= 1."""
-
-    def rows_of_steps(self, first: int, last: int) -> np.ndarray:
-        """Rows trained on in optimizer steps `first` to `last` - 1, int64; streams have `amounts_of_steps` instead."""
 
     def draws_until(self, step: int) -> int:
         """The first draw, a multiple of the block size, that no batch before this optimizer step can depend on."""

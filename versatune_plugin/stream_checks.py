@@ -47,8 +47,8 @@ def block_problems(config) -> list[str]:
         ),
         (
             config.domain_column is not None,
-            "versatune.domain_column: the domains of a stream's rows are not known before they are read: give a "
-            "stream per domain, for example stream.filter(lambda row: row['domain'] == 'law')",
+            "versatune.domain_column: the domains of a stream's rows are not known before they are read: give every "
+            "domain a stream of its own (under Axolotl by datasets with a `domain:`)",
         ),
     ]
     return [reason for applies, reason in refused if applies]

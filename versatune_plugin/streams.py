@@ -5,8 +5,9 @@ begins anew. All ranks read all streams and train on their share of the rows, so
 
 Resume. A checkpoint keeps a place in each stream: the datasets library's own state at a row some rows back, and a
 digest of the rows from there. The library's states do not always lead back to where they were taken (what a shuffle
-buffer held is lost, and up to 4.8 rows of mapped files are skipped: huggingface/datasets#8145, #8360), so a resumed
-run reads on to its place and compares the digest; where it differs, it reads the pass again from the beginning.
+buffer held is lost, and the library's releases up to 4.8 skip rows of mapped files: huggingface/datasets#8145, #8360),
+so a resumed run reads on to its place and compares the digest; where it differs, it reads the pass again from the
+beginning.
 """
 
 import copy
@@ -36,8 +37,8 @@ class MixtureStream(IterableDataset):
     The host's loader reads it in the process that trains: a worker's copy would not hear of new proportions.
 
     Args:
-        streams: Tokenised rows (`input_ids`, `labels`) per domain, in domain order. Each is copied, since streams
-            made from the same one (by a filter for each domain) would share one place.
+        streams: Tokenised rows (`input_ids`, `labels`) per domain, in domain order. Each gets a place of its own, since
+            streams made from the same one (by a filter for each domain) would share one.
         proportions: At the start, as the sampler takes them.
         block_size: Rows of an optimizer step over all ranks.
         steps_per_epoch: Optimizer steps after which an iteration ends.
@@ -69,15 +70,21 @@ class MixtureStream(IterableDataset):
         self._logger = logger
         self._epoch = 0
         self._places = {0: [_BEGINNING] * len(streams)}  # by step: in each stream before the first row of the step
+        self._found: dict[int, list[_Reader]] = {}  # by step: what a resumed run goes on reading
         self._amounts: dict[int, np.ndarray] = {}  # by step: of the rows read for it, shape (num_units, num_domains)
+        for domain, rows in streams.items() if logger is not None else ():
+            if _seems_unseeded(rows):
+                logger.warning(
+                    "the stream of %s seems to be shuffled without a seed: its rows come in another order in every "
+                    "process, so the run cannot be resumed; use shuffle(seed=...)",
+                    domain,
+                )
 
     def __iter__(self) -> Iterator[dict]:
         """The rows from the epoch's first step on; some row for each that a resumed run was trained on before."""
         first, last = self._epoch * self.steps_per_epoch, (self._epoch + 1) * self.steps_per_epoch
         begin = max(first, min(self._places))
-        readers = [_Reader(*item, self._logger) for item in self._streams.items()]
-        for reader, place in zip(readers, self._places[begin], strict=True):
-            reader.go_to(place)
+        readers = self._found.pop(begin, None) or self._readers_at(self._places[begin])
         self._amounts = {step: amounts for step, amounts in self._amounts.items() if step < begin}
         if begin > first:
             skipped = next(reader.last for reader in readers if reader.last is not None)
@@ -85,6 +92,13 @@ class MixtureStream(IterableDataset):
                 yield skipped
         for step in range(begin, last):
             yield from self._block(step, readers)
+
+    def _readers_at(self, places: list[dict]) -> list["_Reader"]:
+        """What goes on from a place in each stream."""
+        readers = [_Reader(*item, self._logger) for item in self._streams.items()]
+        for reader, place in zip(readers, places, strict=True):
+            reader.go_to(place)
+        return readers
 
     def _block(self, step: int, readers: list["_Reader"]) -> Iterator[dict]:
         """The rows of one optimizer step; its places and amounts are known once the last of them is handed out."""
@@ -131,7 +145,8 @@ class MixtureStream(IterableDataset):
 
     def state_dict(self) -> dict:
         """JSON-able state before the first row of the step that training has reached."""
-        step = self._step()
+        first, *others = self._places
+        step = self._step() if others else first  # before anything is read, a host may still tell a former run's step
         return {
             "version": STATE_VERSION,
             "sampler": self.sampler.state_dict(),
@@ -141,22 +156,54 @@ class MixtureStream(IterableDataset):
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where the saved stream was; the next iteration looks for its place in each stream.
+        """Go on where the saved stream was: reads on to its place in each stream.
 
         Raises:
-            ValueError: The state belongs to other domains, blocks or another seed.
+            ValueError: The state belongs to other domains, blocks or another seed, or a stream gives other rows.
         """
         if state.get("version") != STATE_VERSION or "places" not in state:
             raise ValueError(f"the saved rows are not those of streams of version {STATE_VERSION}, as this run's are")
         self.sampler.load_state_dict(state["sampler"])
         step = state["step"]
         self._places = {step: [state["places"][domain] for domain in self._streams]}
+        self._found = {step: self._readers_at(self._places[step])}
         self._amounts = {step - 1: np.array(state["amounts"], dtype=np.int64)}
 
 
 def first_rows(streams: Mapping[str, datasets.IterableDataset]) -> dict[str, datasets.Dataset]:
     """The first rows of each stream: what is told of streams before a run."""
     return {domain: datasets.Dataset.from_list(list(islice(rows, _FIRST_ROWS))) for domain, rows in streams.items()}
+
+
+def _with_a_place_of_its_own(stream: datasets.IterableDataset) -> datasets.IterableDataset:
+    """The same stream; what it reads from and what it calls stay the same objects, be they locks or tokenizers."""
+
+    def own(part):
+        part = copy.copy(part)
+        if hasattr(part, "ex_iterable"):
+            part.ex_iterable = own(part.ex_iterable)
+        if hasattr(part, "ex_iterables"):
+            part.ex_iterables = [own(source) for source in part.ex_iterables]
+        return part
+
+    # not by copy.copy: a stream's __setstate__ takes over the very dict of its attributes
+    other = object.__new__(type(stream))
+    epoch = copy.deepcopy(stream._epoch)  # a tensor, changed in place
+    vars(other).update(vars(stream), _ex_iterable=own(stream._ex_iterable), _epoch=epoch)
+    return other
+
+
+def _seems_unseeded(stream: datasets.IterableDataset) -> bool:
+    """Whether the order of a stream hangs on a generator whose seed looks as if it were made up by numpy: 128 bits."""
+
+    def parts(part):
+        yield part
+        for source in (*filter(None, [getattr(part, "ex_iterable", None)]), *getattr(part, "ex_iterables", ())):
+            yield from parts(source)
+
+    generators = [part.generator for part in parts(stream._ex_iterable) if hasattr(part, "generator")]
+    seeds = [getattr(generator.bit_generator.seed_seq, "entropy", None) for generator in generators]
+    return any(isinstance(seed, int) and seed >= 2**64 for seed in seeds)
 
 
 _BEGINNING = {"pass": 0, "row": 0, "mark": {"state": None, "row": 0}, "digest": None}
@@ -253,7 +300,7 @@ class _Reader:
         """Begin a pass, at its first row or where a state leads."""
         self._pass, self._row = number, row
         self._marks = [_Mark(state, row)]
-        self._stream = copy.deepcopy(self._given)
+        self._stream = _with_a_place_of_its_own(self._given)
         self._stream.set_epoch(self._given.epoch + number)
         if state is not None:
             self._stream.load_state_dict(state)

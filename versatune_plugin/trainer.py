@@ -90,6 +90,8 @@ class VersaTuneMixin:
 
     feed: Feed | None = None
     """What the host's loader reads."""
+    is_running: bool = False
+    """Whether a run has its loader, and with it the feed that the callback steers."""
     resumed_from: str | None = None
     """The checkpoint that the run goes on from."""
     probe_facts: dict[str, dict] | None = None
@@ -242,8 +244,8 @@ class VersaTuneMixin:
         return self._bind(self._new_feed())
 
     def _bind(self, feed: Feed) -> Feed:
-        """Let the callback steer a feed, unless a run has one: what else asks for a loader must not take its place."""
-        if self.feed is None:
+        """Let the callback steer a feed; in a run, that of its own loader: what else asks for one changes nothing."""
+        if not self.is_running:
             self.feed = feed
         return feed
 
@@ -293,7 +295,7 @@ class VersaTuneMixin:
             visible_logger().warning("the reference run has no whole checkpoint: it starts from the beginning")
             self.resumed_from = None
         self._check_ranks_resume_alike()
-        self.feed = None  # that of the run is the first one that the host asks for now
+        self.feed, self.is_running = None, False
         return super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
 
     def _check_ranks_resume_alike(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from datasets import Dataset, IterableDataset
+from datasets.fingerprint import Hasher
 
 from versatune_plugin import data, stream_checks
 from versatune_plugin.config import VersaTuneConfig
@@ -53,9 +54,20 @@ def is_stream(rows) -> bool:
     return isinstance(rows, IterableDataset)
 
 
-def is_empty(stream: IterableDataset) -> bool:
-    """Whether a stream gives no row."""
-    return next(iter(stream), None) is None
+def source_problems(streams: Mapping[str, IterableDataset]) -> list[str]:
+    """Streams that give no row, or that cannot be begun anew; opens each of them twice."""
+    problems = []
+    for domain, rows in streams.items():
+        first, again = (next(iter(rows), None) for _ in range(2))
+        if first is None:
+            problems.append(f"the stream of domain {domain!r} gives no row")
+        elif Hasher.hash(first) != Hasher.hash(again):  # rows may hold arrays, which do not compare to one truth
+            problems.append(
+                f"the stream of domain {domain!r} gives another first row when it is opened again: give one that can "
+                "be read several times (a generator function, not the generator that it returns), always in the same "
+                "order"
+            )
+    return problems
 
 
 def are_streams(train: Mapping) -> bool:
@@ -103,13 +115,12 @@ def num_rows(train: Mapping) -> dict[str, int]:
 
 
 def check_streams(config: VersaTuneConfig, train: Mapping[str, IterableDataset]) -> None:
-    """Report at once what a block asks for that streams cannot give, and streams without rows.
+    """Report at once what a block asks for that streams cannot give, and streams that cannot be read.
 
     Raises:
         ValueError: With one line per mistake.
     """
-    problems = stream_checks.block_problems(config)
-    problems += [f"the stream of domain {domain!r} gives no row" for domain, rows in train.items() if is_empty(rows)]
+    problems = stream_checks.block_problems(config) + source_problems(train)
     if problems:
         raise ValueError("versatune cannot mix streams so:\n  " + "\n  ".join(problems))
 

@@ -110,7 +110,7 @@ def test_user_sees_a_line_per_update_a_table_and_a_plot(whole_run):
     assert output.count("loss") > 5
     for step in (4, 8, 12, 16):
         assert f"step {step:>2}/16 | law " in output
-    assert "requested  realised  first loss  last loss" in output
+    assert "requested  realised  of tokens  first loss" in output
     assert (output_dir / "versatune" / "mixture.png").read_bytes().startswith(b"\x89PNG")
     state = json.loads((output_dir / "checkpoint-16" / "trainer_state.json").read_text())
     assert any("versatune/proportion/law" in entry for entry in state["log_history"])

@@ -6,12 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 
 pytest.importorskip("trl")
 
 from safetensors.numpy import load_file
+from transformers import TrainerCallback
 
 from tests.hosts import inside, runs
 from tests.hosts.test_axolotl import RECORDED, ROOT, environment
@@ -66,6 +68,80 @@ def test_resumed_run_is_the_run_that_was_never_stopped(workspace, tmp_path, whol
     assert runs.stream(killed) == runs.stream(folder)
     assert runs.history(killed) == runs.history(folder)
     assert inside.same_weights(inside.weights(resumed), inside.weights(trainer))
+
+
+def test_a_second_call_of_train_reads_the_streams_anew(workspace, tmp_path):
+    trainer = inside.train(workspace, tmp_path, rows=streams(), **RUN | {"max_steps": 5})
+    trainer.train()
+    for step, (batches,) in runs.stream(tmp_path).items():
+        assert batches[0] == batches[1], f"step {step}"
+    assert [record["step"] for record in runs.history(tmp_path)] == [0, 3, 5]
+
+
+class Interrupted(TrainerCallback):
+    """A user who presses Ctrl-C in step 6, once."""
+
+    pressed = False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 6 and not self.pressed:
+            self.pressed = True
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_in_the_same_process(workspace, tmp_path, whole):
+    options = RUN | {"rows": streams(), "trainer": {"callbacks": [Interrupted()]}}
+    trainer = inside.build(workspace, tmp_path, **options)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    read = {step: [[batches[-1]]] for step, (batches,) in runs.stream(tmp_path).items()}
+    expected, folder = whole(1)
+    assert read == runs.stream(folder)
+    assert runs.history(tmp_path) == runs.history(folder)
+    assert inside.same_weights(inside.weights(trainer), inside.weights(expected))
+
+
+def test_without_a_feed_a_checkpoint_would_keep_nothing_of_a_run(workspace, tmp_path):
+    trainer = inside.train(workspace, tmp_path, rows=streams(), max_steps=3)
+    callback = next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "VersaTuneCallback")
+    assert callback.state()["attributes"]["feed"]["step"] == 3
+    trainer.feed = None
+    assert callback.state() == {"args": {}, "attributes": {}}
+
+
+def test_a_refused_resume_leaves_the_history_as_it_was(workspace, tmp_path, whole):
+    killed = inside.stopped_at(whole(1)[1], tmp_path / "killed", 20)
+    before = (killed / "versatune" / "history.jsonl").read_bytes()
+    rows = list(runs.text_rows("law", NUM_ROWS["law"]))
+    rows[35], rows[36] = rows[36], rows[35]  # after those that tell one set of rows from another at the start
+    other = {**streams(), "law": Dataset.from_list(rows).to_iterable_dataset(2)}
+    trainer = inside.build(workspace, killed, **RUN | {"rows": other})
+    with pytest.raises(ValueError, match=r"'law' gives other rows than before: .* `shuffle\(seed"):
+        trainer.train(resume_from_checkpoint=True)
+    assert (killed / "versatune" / "history.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("place", "num_steps"), [(5, 0), (35, 22)])
+def test_processes_that_read_other_rows_are_stopped(workspace, tmp_path, monkeypatch, place, num_steps):
+    """Compared is what each of them would send to the others."""
+    rows = list(runs.text_rows("law", NUM_ROWS["law"]))
+    rows[place], rows[place + 1] = rows[place + 1], rows[place]
+    changed = {**streams(), "law": Dataset.from_list(rows).to_iterable_dataset(2)}
+    ranks = [
+        inside.build(workspace, tmp_path / name, **RUN | {"rows": given})
+        for name, given in {"one": streams(), "other": changed}.items()
+    ]
+    for rank in ranks:
+        rank.train() if num_steps else rank.get_train_dataloader()
+    sent = []
+    monkeypatch.setattr(type(ranks[0].args), "world_size", 2)
+    for rank in ranks:
+        monkeypatch.setattr(rank.accelerator, "gather", lambda digest: sent.append(digest) or torch.cat(sent))
+    ranks[0].amounts_of_steps(0, num_steps)
+    ranks[0].amounts_of_steps(0, num_steps)  # as another rank that reads the same
+    with pytest.raises(RuntimeError, match="the processes read other rows"):
+        ranks[1].amounts_of_steps(0, num_steps)
 
 
 def test_history_counts_what_reached_the_model(whole, prepared):

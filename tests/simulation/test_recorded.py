@@ -81,7 +81,7 @@ def test_a_history_of_an_older_release_is_refused(source):
 def test_other_files_are_refused(source, tmp_path):
     path = source / "versatune" / "history.jsonl"
     assert variants_of(path) == variants_of(source)
-    (tmp_path / "notes.txt").write_text("sigma")
+    (tmp_path / "notes.txt").write_text("sigma\n")
     assert "notes.txt, line 1 is not JSON" in refusal(tmp_path / "notes.txt")
     (tmp_path / "none").mkdir()
     assert "history.jsonl does not exist: was this run made with a versatune block?" in refusal(tmp_path / "none")

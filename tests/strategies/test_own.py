@@ -52,6 +52,7 @@ def mine(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(textwrap.dedent(CODE))
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
     monkeypatch.chdir(tmp_path)
+    sys.modules.pop("mine", None)
     yield
     sys.modules.pop("mine", None)
 
