@@ -118,15 +118,17 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             risen = update.forgetting is not None and (update.forgetting > 0).any()
             if self._stop_when_rising and risen and state.global_step > self._interval:
                 control.should_training_stop = True
-        elif state.global_step >= state.max_steps or control.should_training_stop:
+        elif args.load_best_model_at_end and (state.global_step >= state.max_steps or control.should_training_stop):
+            # now, since later the model is that of another step
             self._record_measurement(state, self._measure(state, decide=False))
 
     def on_train_end(self, args, state, control, **kwargs):
         """Measure the end where that has not been done, then show what happened."""
         self._trainer.is_running = False
         if self._recorded_step < state.global_step:
-            other = args.load_best_model_at_end  # by now the model may be that of another step
-            self._record_measurement(state, self._mixture.unmeasured() if other else self._measure(state, decide=False))
+            is_another = args.load_best_model_at_end  # of a run that ended after its step
+            measured = self._mixture.unmeasured() if is_another else self._measure(state, decide=False)
+            self._record_measurement(state, measured)
         if state.is_world_process_zero:
             self._history.finish()
             self._show_summary(time.perf_counter() - self._began)
