@@ -380,8 +380,17 @@ def test_expansion_gets_its_settings_and_goes_home_to_where_it_would_have_starte
     strategy = built(**block, expansion=rise | more, sigma=0.3).build_strategy(LARGE)
     assert (strategy.sigma, strategy.targets, strategy.delta, strategy.epsilon) == (0.3, (2, 0), 0.1, 0.2)
     assert (strategy.ceiling, strategy.delta_schedule, strategy.margin) == (0.9, "remaining", 2.0)
+    assert (strategy.hold, strategy.since_start) == (0.0, False)
     assert strategy.home.tolist() == [0.6, 0.3, 0.1]
     assert built(**block, expansion={"domain": "law"}).build_strategy(LARGE).home is None
+
+
+def test_a_start_above_the_usual_ceiling_is_its_own_ceiling():
+    block = VALID | {"reference_losses": "self", "initial_proportions": "uniform"}
+    for start, ceiling in ((0.98, 0.98), (0.7, 0.8), (None, 0.8)):
+        expansion = {"domain": "law", "start": start, "hold": 0.0, "forgetting_since": "start"}
+        strategy = built(**block, expansion=expansion).build_strategy(LARGE)
+        assert (strategy.ceiling, strategy.since_start) == (ceiling, True)
 
 
 def test_a_limit_on_passes_bounds_the_start():
@@ -431,7 +440,17 @@ def test_only_a_margin_needs_the_errors_of_changes():
     ("block", "where", "phrase"),
     [
         ({"strategy": "specific"}, "expansion", "'specific' needs a target: {domain: NAME}"),
-        (VALID | {"expansion": {"domain": "law", "start": 0.9}}, "expansion.start", "not be above `ceiling`, 0.8"),
+        (
+            VALID | {"expansion": {"domain": "law", "start": 0.9, "ceiling": 0.8}},
+            "expansion.start",
+            "not be above `ceiling`, 0.8",
+        ),
+        (VALID | {"expansion": {"domain": "law", "hold": 0.5}}, "expansion.hold", "holds the share that `start` gives"),
+        (
+            VALID | {"expansion": {"domain": "law", "margin": 1.0, "forgetting_since": "start"}},
+            "expansion.margin",
+            "`forgetting_since: update`",
+        ),
         (VALID | {"expansion": {"domain": ["law", "law"]}}, "expansion.domain", "names a domain twice"),
         (VALID | {"expansion": {"domain": []}}, "expansion.domain", "at least 1 item"),
         (VALID | {"expansion": {"domain": 5}}, "expansion.domain", "valid string"),

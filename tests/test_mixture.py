@@ -110,6 +110,41 @@ def test_what_an_update_returned_stays_when_the_next_one_comes():
     assert update.losses.tolist() == [2.0, 1.5, 1.0]
 
 
+class Seeing(Fixed):
+    """Keeps what it was shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    def decide(self, observation):
+        self.seen.append(observation)
+        return super().decide(observation)
+
+
+def test_forgetting_since_the_start_is_counted_from_the_first_good_losses():
+    strategy = Seeing()
+    mixture = Mixture(DOMAINS, strategy, START)
+    mixture.observe(np.array([np.nan, 1.0, 1.0]))
+    mixture.observe(np.array([2.0, 1.0, 1.0]))
+    mixture.update(np.array([1.0, 1.5, 1.0]), step=1)
+    restored = Mixture(DOMAINS, strategy, START)
+    restored.load_state_dict(json.loads(json.dumps(mixture.state_dict())))
+    restored.update(np.array([2.5, 1.4, 0.5]), step=2)
+    assert [seen.forgetting_since_start.tolist() for seen in strategy.seen] == [
+        pytest.approx([0, 0.5, 0], abs=1e-12),
+        pytest.approx([0.25, 0.4, 0], abs=1e-12),
+    ]
+    assert strategy.seen[1].forgetting == pytest.approx([1.5, 0, 0], abs=1e-12)
+
+
+def test_training_losses_count_from_when_a_domain_was_first_drawn():
+    strategy = Seeing()
+    mixture = Mixture(DOMAINS, strategy, [0.5, 0.5, 0.0], of_training=True)
+    for step, loss in enumerate([np.nan, 1.0, 1.2], 1):
+        mixture.update(np.array([2.0, 1.0, loss]), step=step)
+    assert [seen.forgetting_since_start[2] for seen in strategy.seen] == pytest.approx([0, 0, 0.2], abs=1e-12)
+
+
 # --- saved state --------------------------------------------------------------------------------------------
 
 
@@ -136,7 +171,7 @@ def test_a_state_of_other_domains_is_refused():
 
 def test_a_state_of_another_version_is_refused():
     state = make_mixture().state_dict() | {"version": 99}
-    with pytest.raises(ValueError, match="version 99, this release reads 3"):
+    with pytest.raises(ValueError, match="version 99, this release reads 4"):
         make_mixture().load_state_dict(state)
 
 

@@ -264,6 +264,8 @@ class VersaTuneConfig(Block):
                     epsilon=self.expansion.epsilon,
                     margin=self.expansion.margin,
                     home=home,
+                    hold=self.expansion.hold,
+                    since_start=self.expansion.forgetting_since == "start",
                 )
             case "increase_unconditional":
                 return kind(**self._rise(domains), sigma=self.sigma)
@@ -309,7 +311,7 @@ class VersaTuneConfig(Block):
         return {
             "targets": self._target_indices(domains),
             "delta": self.expansion.delta,
-            "ceiling": self.expansion.ceiling,
+            "ceiling": self.expansion.highest,
             "delta_schedule": self.expansion.delta_schedule,
         }
 

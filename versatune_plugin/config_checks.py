@@ -14,7 +14,7 @@ _FEWEST_ROWS = 8  # of a domain, to tell the error of a change well enough to de
 
 _RISE = {"expansion.domain", "expansion.delta", "expansion.ceiling", "expansion.start", "expansion.delta_schedule"}
 KEYS_OF_STRATEGIES = {
-    "versatune": _RISE | {"expansion.epsilon", "expansion.margin"},
+    "versatune": _RISE | {"expansion.epsilon", "expansion.margin", "expansion.hold", "expansion.forgetting_since"},
     "increase_uniform": _RISE,
     "increase_unconditional": _RISE,
     "specific": {"expansion.domain", "expansion.share"},

@@ -15,7 +15,7 @@ from versatune_plugin.strategies.base import Decision, Observation, Strategy
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 _NO_GUARDS = Guards()
 _MORE_THAN_ROUNDING = 1e-3
@@ -85,6 +85,7 @@ class Mixture:
         self._smoothing = smoothing
         self._num_steps = num_steps
         self._of_training = of_training
+        self._first_losses: np.ndarray | None = None
         self._previous_losses: np.ndarray | None = None
         self._previous_pieces: np.ndarray | None = None
         self._memory: Any = None
@@ -129,14 +130,14 @@ class Mixture:
 
     def advance(self, step: int, caps: np.ndarray | float = 1.0, losses: np.ndarray | None = None) -> Update:
         """An update of a strategy that needs no losses, where there are none or none to use; as `update` otherwise."""
-        observation = self._observation(step, None, None, None, None)
+        observation = self._observation(step, None, None, None, None, None)
         return self._follow(observation, caps, losses=losses)
 
     def _measure(self, losses, pieces, step: int | None, caps, forgetting_error=None) -> Update:
         losses = np.array(losses, dtype=np.float64)
         errors = None if pieces is None else loss_errors(pieces)
         if pieces is not None and not _are_of_the_same_rows(pieces, self._previous_pieces):
-            self._previous_losses = self._previous_pieces = None  # a resumed run may have other probes
+            self._first_losses = self._previous_losses = self._previous_pieces = None  # a resumed run may have others
         before = self.proportions.copy()
         unknown = np.isnan(losses) & (before == 0) & self._of_training
         reason = self._reason_to_skip(losses, ~unknown)
@@ -159,8 +160,10 @@ class Mixture:
         potential = None
         if self.reference_losses is not None:
             potential = np.where(unknown, 0.0, learnable_potential(seen, self.reference_losses))
-        forgetting = forgetting_degree(seen, self._previous_losses)
-        forgetting[np.isnan(forgetting)] = 0.0  # not known now, or not before
+        forgetting = _known(forgetting_degree(seen, self._previous_losses))
+        since_start = _known(forgetting_degree(seen, self._first_losses))
+        first = seen if self._first_losses is None else self._first_losses
+        self._first_losses = np.where(np.isnan(first), seen, first)
         if self._previous_pieces is not None and not self._smoothing:
             forgetting_error = relative_change_error(pieces, self._previous_pieces)
         self._previous_losses, self._previous_pieces = seen, pieces
@@ -175,9 +178,10 @@ class Mixture:
         if step is None:
             return Update(**measured, proportions_before=before, proportions=before.copy())
         shown = np.where(unknown, seen[~unknown].mean(), seen)
-        return self._follow(self._observation(step, shown, potential, forgetting, forgetting_error), caps, **measured)
+        observation = self._observation(step, shown, potential, forgetting, since_start, forgetting_error)
+        return self._follow(observation, caps, **measured)
 
-    def _observation(self, step, losses, potential, forgetting, forgetting_error) -> Observation:
+    def _observation(self, step, losses, potential, forgetting, since_start, forgetting_error) -> Observation:
         return Observation(
             domains=self.domains,
             step=step,
@@ -186,6 +190,7 @@ class Mixture:
             losses=losses,
             potential=potential,
             forgetting=forgetting,
+            forgetting_since_start=since_start,
             forgetting_error=forgetting_error,
             memory=self._memory,
         )
@@ -237,11 +242,12 @@ class Mixture:
         return np.where(np.isnan(self._previous_losses), losses, smoothed)
 
     def state_dict(self) -> dict:
-        """JSON-able state: proportions in force, last good losses, and the lowest where they are the reference."""
+        """JSON-able state: proportions in force, first and last good losses, the lowest as a reference."""
         return {
             "version": STATE_VERSION,
             "domains": list(self.domains),
             "proportions": self.proportions.tolist(),
+            "first_losses": _listed(self._first_losses),
             "previous_losses": _listed(self._previous_losses),
             "previous_pieces": None if self._previous_pieces is None else self._previous_pieces.tolist(),
             "lowest_losses": _listed(self.reference_losses) if self._own_reference else None,
@@ -260,6 +266,7 @@ class Mixture:
         if list(state["domains"]) != list(self.domains):
             raise ValueError(f"mixture state has domains {state['domains']}, this run has {list(self.domains)}")
         self.proportions = np.array(state["proportions"], dtype=np.float64)
+        self._first_losses = _array(state["first_losses"])
         self._previous_losses = _array(state["previous_losses"])
         self._previous_pieces = None if state["previous_pieces"] is None else np.array(state["previous_pieces"])
         self._memory = state["memory"] if state["strategy"] == self._name else None  # another one's means nothing
@@ -270,6 +277,11 @@ class Mixture:
 def _are_of_the_same_rows(pieces: np.ndarray, previous: np.ndarray | None) -> bool:
     """Whether two measurements in pieces can be compared: a resumed run may have other probes."""
     return previous is not None and pieces.shape == previous.shape and np.array_equal(pieces[1:], previous[1:])
+
+
+def _known(forgetting: np.ndarray) -> np.ndarray:
+    """0 where a loss is not known now, or was not before."""
+    return np.nan_to_num(forgetting, nan=0.0, posinf=np.inf)
 
 
 def _listed(vector: np.ndarray | None) -> list | None:

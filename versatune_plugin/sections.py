@@ -10,6 +10,8 @@ from versatune_plugin.blocks import Block, Problem
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"  # a key itself, put there by mistake, is mostly none
 
+_CEILING = 0.8  # of a target's share; ours
+
 SELF = "self"
 """As `reference_losses`: the lowest loss that the run itself has reached so far."""
 
@@ -58,8 +60,13 @@ class ExpansionConfig(Block):
     epsilon: float = Field(
         0.05, ge=0, strict=True, description="Forgetting that a unit of the target's potential outweighs. Ours."
     )
-    ceiling: float = Field(
-        0.8, gt=0, le=1, strict=True, description="Steps of delta do not take the target's share past it. Ours."
+    ceiling: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        strict=True,
+        description="Steps of delta do not take the target's share past it. Default: 0.8, or `start` where it is more. "
+        "Ours.",
     )
     start: float | None = Field(
         None,
@@ -68,6 +75,19 @@ class ExpansionConfig(Block):
         strict=True,
         description="The target's share from the first step; then the rule goes up, or, where the others forget too "
         "much, down towards the initial share. Default: the paper's, which only goes up, from the initial share.",
+    )
+    hold: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        strict=True,
+        description="With a `start`: part of the run, from its beginning, in which the target's share is not lowered. "
+        "Ours.",
+    )
+    forgetting_since: Literal["update", "start"] = Field(
+        "update",
+        description="A loss counts as forgotten as far as it has risen since the last update, or since the start of "
+        "the run. Default: the paper's.",
     )
     delta_schedule: Literal["constant", "remaining"] = Field(
         "constant",
@@ -87,11 +107,25 @@ class ExpansionConfig(Block):
         """The target domains."""
         return (self.domain,) if isinstance(self.domain, str) else tuple(self.domain)
 
+    @property
+    def highest(self) -> float:
+        """The ceiling of the targets' share."""
+        return max(_CEILING, self.start or 0.0) if self.ceiling is None else self.ceiling
+
     def problems(self) -> list[Problem]:
-        """A start above the ceiling, a target named twice."""
+        """A start above the ceiling, keys that need others, a target named twice."""
         problems: list[Problem] = []
-        if self.start is not None and self.start > self.ceiling:
+        if self.start is not None and self.start > self.highest:
             problems.append((("start",), f"must not be above `ceiling`, {self.ceiling:g}"))
+        if self.hold and self.start is None:
+            problems.append((("hold",), "holds the share that `start` gives: give that, too"))
+        if self.margin and self.forgetting_since == "start":
+            problems.append(
+                (
+                    ("margin",),
+                    "needs `forgetting_since: update`: no error since the start is known",
+                )
+            )
         if len(set(self.targets)) < len(self.targets):
             problems.append((("domain",), "names a domain twice"))
         return problems

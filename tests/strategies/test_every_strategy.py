@@ -34,6 +34,11 @@ BLOCKS = {
         "strategy": "versatune",
         "expansion": {"domain": ["medicine", "code"], "start": 0.7, "epsilon": 0.05, "delta_schedule": "remaining"},
     },
+    "expansion that holds and comes down": LEARNING
+    | {
+        "strategy": "versatune",
+        "expansion": TARGET | {"start": 0.95, "hold": 0.5, "forgetting_since": "start", "delta": 0.2},
+    },
 }
 BLOCKS = {name: {"strategy": name} | BLOCKS.get(name, {}) for name in {**STRATEGIES, **BLOCKS}}
 GUARDS = {"floor": 0.05, "ceiling": {"general": 0.6, "law": 0.6}, "max_change": 0.07, "smoothing": 0.3}

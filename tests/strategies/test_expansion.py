@@ -364,6 +364,30 @@ def test_home_changes_nothing_where_the_test_holds():
     assert ours.decide(observed()).proportions.tolist() == paper.decide(observed()).proportions.tolist()
 
 
+def test_a_held_share_is_not_lowered_before_its_time():
+    strategy = Expansion(sigma=0.5, targets=(2,), delta=0.12, epsilon=0.5, home=PROPORTIONS, hold=0.6)
+    shares, notes = {}, {}
+    for step in (0, 59, 60, 99):
+        decision = strategy.decide(observed([0.3, 0.2, 0.5], np.zeros(3), np.ones(3), step=step))
+        shares[step], notes[step] = decision.proportions[2], decision.note
+    assert shares == pytest.approx({0: 0.5, 59: 0.5, 60: 0.38, 99: 0.38}, abs=1e-12)
+    assert notes[59].startswith("no step for code, held until step 60: ")
+    assert notes[60].startswith("code lowered: ")
+
+
+def test_a_held_share_may_still_rise():
+    strategy = Expansion(sigma=0.5, targets=(2,), delta=0.1, epsilon=0.5, home=PROPORTIONS, hold=0.9)
+    assert strategy.decide(observed()).proportions[2] == pytest.approx(0.3, abs=1e-12)
+
+
+def test_forgetting_since_the_start_decides_where_it_is_asked_for():
+    since = np.array([0.0, 0.5, 0.0])
+    seen = observed(forgetting=np.zeros(3), forgetting_since_start=since)
+    paper = Expansion(sigma=0.5, targets=(2,), delta=0.1, epsilon=0.5)
+    assert paper.test(seen) == (0.0, 0.5 * POTENTIAL[2])
+    assert replace(paper, since_start=True).test(seen) == (0.5 / 3, 0.5 * POTENTIAL[2])
+
+
 def test_a_target_that_has_everything_cannot_go_home():
     strategy = Expansion(sigma=0.5, targets=(2,), delta=0.1, epsilon=0.5, home=PROPORTIONS)
     decision = strategy.decide(observed([0.0, 0.0, 1.0], forgetting=np.ones(3)))

@@ -27,6 +27,8 @@ class Observation:
     """Learnable potential in [0, 1]; None without losses, or where the run has no reference losses."""
     forgetting: np.ndarray | None
     """Forgetting degree, >= 0; None without losses."""
+    forgetting_since_start: np.ndarray | None = None
+    """The same against the run's first measurement in place of the last one; None without losses."""
     forgetting_error: np.ndarray | None = None
     """Standard error of the relative change of each loss; None where the run does not measure it."""
     memory: Any = None

@@ -126,6 +126,11 @@ class Expansion(Strategy):
     down by delta, but not below their share in `home`. None: the paper's rule, which never lowers it by a step."""
     delta_schedule: str = "constant"
     """A name in `DELTA_SCHEDULES`. "remaining" (ours) rises early, while the learning rate is high."""
+    hold: float = 0.0
+    """Part of the run, in [0, 1), in which the targets' share is not lowered by a step; ours."""
+    since_start: bool = False
+    """Whether a loss counts as forgotten as far as it has risen since the start of the run (ours), or since the last
+    update (the paper's)."""
     margin: float = 0.0
     """Standard errors by which a domain's loss must have risen to count as forgotten, >= 0; ours. 0: the paper's."""
 
@@ -154,7 +159,7 @@ class Expansion(Strategy):
         With a margin, forgetting counts as far as it exceeds so many standard errors; where they are not known (nan, or
         none at the first measurement), it counts in full.
         """
-        forgetting = observation.forgetting
+        forgetting = observation.forgetting_since_start if self.since_start else observation.forgetting
         if self.margin > 0 and observation.forgetting_error is not None:
             error = np.nan_to_num(observation.forgetting_error, nan=0.0)
             forgetting = np.maximum(forgetting - self.margin * error, 0.0)
@@ -175,18 +180,22 @@ class Expansion(Strategy):
         is_target = _is_target(self.targets, len(proportions))
         delta = _delta_now(self.delta, self.delta_schedule, observation)
         before = math.fsum(proportions[is_target])
-        least = before if self.home is None else math.fsum(self.home[is_target])
+        least = before if self.home is None or self._holds(observation) else math.fsum(self.home[is_target])
         if min(delta, before - least) <= ROUNDING or not proportions[~is_target].any():
             return None
         share = max(before - delta, least)
         lowered = _normalised(proportions[is_target]) * share
         return _moved(proportions, observation.potential, is_target, self.sigma, lowered, 1.0 - share)
 
-    def _outcome(self, observation: Observation, holds: bool, moved: bool) -> str:
-        if holds:
+    def _holds(self, observation: Observation) -> bool:
+        return self.home is not None and observation.step < self.hold * observation.num_steps
+
+    def _outcome(self, observation: Observation, rises: bool, moved: bool) -> str:
+        if rises:
             return _rise_note(observation, self.targets, self.ceiling, moved)
         names = _names(observation, self.targets)
-        return f"{names} lowered" if moved else f"no step for {names}"
+        until = f", held until step {math.ceil(self.hold * observation.num_steps)}" if self._holds(observation) else ""
+        return f"{names} lowered" if moved else f"no step for {names}{until}"
 
     def _reason(self, observation: Observation, test: tuple[float, float] | None) -> str:
         if test is None:
@@ -203,8 +212,8 @@ class Expansion(Strategy):
 class IncreaseUnconditional(Expansion):
     """Algorithm 3 without the test of its line 8 (arXiv 2411.11266, section 5, Fig. 4): up at every update.
 
-    At the ceiling Algorithm 2 follows, as in `Expansion`. Where no target has potential, delta is shared evenly. `home`
-    and `margin` have nothing to act on.
+    At the ceiling Algorithm 2 follows, as in `Expansion`. Where no target has potential, delta is shared evenly.
+    `home`, `hold`, `since_start` and `margin` have nothing to act on.
     """
 
     epsilon: float = field(default=math.inf, init=False)

@@ -1,0 +1,224 @@
+"""The frank summary on top of the page: sentences chosen by the numbers, none of them written in advance."""
+
+from collections.abc import Mapping, Sequence
+
+from comparisons import Comparison, average, grouped, interval, verdict
+from outcomes import (
+    NEARLY_ALL,
+    PUBLISHED_LESS,
+    Base,
+    Measure,
+    against,
+    by_seed,
+    constant_shares,
+    mean_accuracy,
+    mean_loss,
+    measures,
+    meets,
+    weighted_loss,
+)
+from plots import short
+from sections import DEFAULT, PUBLISHED, beyond, listed, meeting, pair
+
+VERDICTS = {
+    "better": "significantly better",
+    "worse": "significantly worse",
+    "same": "no difference shown",
+    "unknown": "too few seeds to say",
+}
+
+
+def summary(bases: Sequence[Base]) -> str:
+    """What VersaTune buys, what it does not, when plain uniform is better, and which claims of the paper show."""
+    bought, not_bought = [], []
+    for question in QUESTIONS:
+        found, sentence = told(bases, *question)
+        (bought if found == {"better"} else not_bought).append(sentence)
+    if any(not_bought) and not bought:
+        bought = ["nothing compared here is significantly better on every base."]
+    groups = {
+        "What VersaTune buys (on every base)": bought,
+        "What it does not buy, or not on every base": not_bought,
+        "When plain uniform is better": [uniform_sentence(bases)],
+        "Which strategy wins": [
+            lowest(bases, mean_loss, f"Lowest mean loss {EQUAL}"),
+            lowest(bases, weighted_loss, f"The same {OWN}"),
+        ],
+        "One domain raised above the others": expansion_sentences(bases),
+        "The paper's claims": [claims(bases)],
+    }
+    parts = [(title, [sentence for sentence in sentences if sentence]) for title, sentences in groups.items()]
+    return "\n\n".join(
+        f"**{title}**\n\n" + "\n".join(f"- {sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
+        for title, sentences in parts
+        if sentences
+    )
+
+
+# --- fostering ---------------------------------------------------------------------------------------------------
+
+EQUAL, OWN = "with all domains weighted equally", "with domains weighted as in the base's pre-training"
+FROM_UNIFORM = "VersaTune from a uniform start against plain uniform"
+FROM_DETECTED = "VersaTune from the detected mixture against uniform"
+CONSTANT = "dynamic against constant proportions, both from the detected mixture"
+# (what is compared, ours, other, measure)
+QUESTIONS = (
+    (f"{FROM_UNIFORM}, loss {EQUAL}", DEFAULT, "uniform", mean_loss),
+    (f"{FROM_UNIFORM}, accuracy {EQUAL}", DEFAULT, "uniform", mean_accuracy),
+    (f"{FROM_DETECTED}, loss {EQUAL}", "versatune", "uniform", mean_loss),
+    (f"{FROM_DETECTED}, loss {OWN}", "versatune", "uniform", weighted_loss),
+    (f"{CONSTANT}, loss {EQUAL}", "versatune", "constant", mean_loss),
+    (f"{CONSTANT}, accuracy {EQUAL}", "versatune", "constant", mean_accuracy),
+)
+
+
+def compared(bases: Sequence[Base], ours: str, other: str, measure: Measure) -> dict[str, Comparison]:
+    """By base, where both have run and the measure is known."""
+    found = {base.name: pair(base, ours, other, measure) for base in bases}
+    return {name: comparison for name, comparison in found.items() if comparison.n}
+
+
+def told(bases: Sequence[Base], about: str, ours: str, other: str, measure: Measure) -> tuple[set[str], str]:
+    """The verdicts, and `about: verdict on each base (difference, interval)`; both empty where nothing has run."""
+    accuracy = measure is mean_accuracy
+    found = compared(bases, ours, other, measure)
+    verdicts = {name: verdict(c, lower_is_better=not accuracy) for name, c in found.items()}
+    parts = [f"{VERDICTS[verdicts[name]]} on {name} ({difference(c, accuracy)})" for name, c in found.items()]
+    return set(verdicts.values()), f"{about}: {'; '.join(parts)}." if parts else ""
+
+
+def difference(c: Comparison, accuracy: bool) -> str:
+    """With its interval and unit, for a sentence."""
+    factor, digits, unit = (100, 1, "points") if accuracy else (1, 4, "nats")
+    bounds = f", 95 % {factor * c.low:+.{digits}f} to {factor * c.high:+.{digits}f}" if c.n > 1 else ""
+    return f"{factor * c.mean:+.{digits}f} {unit}{bounds}, n = {c.n}"
+
+
+def lowest(bases: Sequence[Base], measure: Measure, about: str) -> str:
+    """The strategy with the lowest mean on each base, and whether it differs significantly from uniform."""
+    parts = []
+    for base in bases:
+        names = base.of_part("fostering")
+        means = {name: average(by_seed(base, name, measure).values()) for name in names}
+        means = {name: mean for name, mean in means.items() if mean == mean}
+        if len(means) < 2 or "uniform" not in means:
+            continue
+        best = min(means, key=means.get)
+        shown = ""
+        if best != "uniform":
+            c = against(base, list(means), "uniform", measure)[best]
+            sure = ", after correction too" if c.survives else ", not after correction" if c.significant else ""
+            shown = f", against uniform {VERDICTS[verdict(c, lower_is_better=True)]}{sure}"
+        parts.append(f"`{best}` on {base.name} ({means[best]:.4f}{shown})")
+    return f"{about}: {'; '.join(parts)}." if parts else ""
+
+
+def uniform_sentence(bases: Sequence[Base]) -> str:
+    """When plain uniform is better, and whether the default can be trusted not to be worse."""
+    losing = everywhere(
+        [
+            set(grouped(against(base, base.of_part("fostering"), "uniform", mean_loss), lower_is_better=True)["worse"])
+            for base in bases
+            if "uniform" in base.runs
+        ]
+    )
+    parts = [f"on every base plain uniform ends significantly lower than {listed(losing)}"] if losing else []
+    found = {
+        name: verdict(c, lower_is_better=True) for name, c in compared(bases, DEFAULT, "uniform", mean_loss).items()
+    }
+    worse, better = ([name for name in found if found[name] == key] for key in ("worse", "better"))
+    if worse:
+        parts.append(f"`{DEFAULT}` is significantly worse than uniform on {listed(worse)}: uniform is the safe choice")
+    elif better:
+        parts.append(f"`{DEFAULT}` is never significantly worse than uniform, and better on {listed(better)}")
+    elif found:
+        parts.append(
+            f"`{DEFAULT}` is not shown to differ from uniform, which is simpler and needs no probe: take uniform"
+        )
+    return f"{EQUAL}, {'; '.join(parts)}." if parts else ""
+
+
+# --- expansion ---------------------------------------------------------------------------------------------------
+
+
+def settings(bases: Sequence[Base]) -> list[tuple[Base, str]]:
+    """Every base and target that `specific` was run for."""
+    return [(base, target) for base in bases for target in base.targets if f"{target}: specific" in base.runs]
+
+
+def everywhere(found: Sequence[set[str]]) -> list[str]:
+    """Those in every set, in alphabetical order."""
+    return sorted(set.intersection(*found)) if found else []
+
+
+def expansion_sentences(bases: Sequence[Base]) -> list[str]:
+    """Which rules meet the paper's figure everywhere, which beat constant shares, and what follows."""
+    places = settings(bases)
+    if not places:
+        return []
+    met = everywhere([set(map(short, meeting(base, target))) for base, target in places])
+    fixed = {short(name) for base, target in places for name in constant_shares(base, target)}
+    where = listed(f"{target} on {base.name}" for base, target in places)
+    shares, rules = [name for name in met if name in fixed], [name for name in met if name not in fixed]
+    above = everywhere([set(above_frontier(base, target)) for base, target in places])
+    good = [name for name in rules if name in above]
+    sentences = [
+        f"Expansion ({where}): more than {100 * PUBLISHED_LESS:.2f} % less degradation than `specific` with at least "
+        f"{100 * NEARLY_ALL:.0f} % of its gain, on average over the seeds, is reached everywhere by these constant "
+        f"shares: {listed(shares) or 'none'}; by these dynamic rules: {listed(rules) or 'none'}.",
+        "Significantly less degradation than constant shares at equal gain, everywhere and after correction: "
+        f"{listed(above) or 'no dynamic rule'}.",
+    ]
+    if good:
+        sentences.append(f"So for expansion take: {listed(good)}.")
+    elif shares:
+        sentences.append(
+            f"So for expansion no dynamic rule is worth its probe here: take a constant share ({listed(shares)})."
+        )
+    else:
+        sentences.append(
+            "So for expansion choose a constant share on the frontier: how much gain for how much degradation."
+        )
+    return sentences
+
+
+def above_frontier(base: Base, target: str) -> list[str]:
+    """Rules whose degradation is significantly below that of constant shares at equal gain, corrected."""
+    found = beyond(base, target)
+    return [short(name) for name in grouped(found, lower_is_better=True)["better"] if found[name].survives]
+
+
+# --- the paper ---------------------------------------------------------------------------------------------------
+
+
+def claims(bases: Sequence[Base]) -> str:
+    """Which claims of the paper show on every base."""
+    shown: dict[str, list[str]] = {"shown": [], "not shown": [], "the opposite shows": []}
+    for ours, other, figure in PUBLISHED:
+        for unit, measure in (("loss", mean_loss), ("accuracy", mean_accuracy)):
+            lower = measure is mean_loss
+            found = {verdict(c, lower) for c in compared(bases, ours, other, measure).values()}
+            expected, opposite = ("better", "worse") if figure > 0 else ("worse", "better")
+            claim = f"{ours} {expected} than {other} in {unit}"
+            if found:
+                key = "shown" if found == {expected} else "the opposite shows" if found == {opposite} else "not shown"
+                shown[key].append(claim)
+    for key, names in expansion_claim(bases).items():
+        shown[key] += names
+    parts = [f"{key} on every base: {listed(names)}" for key, names in shown.items() if names]
+    return f"At this size (the paper's figures are benchmark scores): {'; '.join(parts)}." if parts else ""
+
+
+def expansion_claim(bases: Sequence[Base]) -> Mapping[str, list[str]]:
+    """Whether the paper's expansion rule keeps nearly all of the gain and degrades that much less, everywhere."""
+    places = [(base, target) for base, target in settings(bases) if f"{target}: versatune" in base.runs]
+    if not places:
+        return {}
+    reached = []
+    for base, target in places:
+        kept, less = (
+            interval(by_seed(base, f"{target}: versatune", measures(target)[key]).values()) for key in ("kept", "less")
+        )
+        reached.append(meets(kept, less))
+    claim = f"expansion with {100 * PUBLISHED_LESS:.2f} % less degradation at nearly the same gain"
+    return {"shown" if all(reached) else "not shown": [claim]}
