@@ -29,6 +29,6 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# All parts, or some: make benchmark OPTIONS="--data FOLDER --parts expansion --seeds 2"
 benchmark: setup
-	$(BIN)/python benchmarks/sampler.py
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/results.py $(OPTIONS)

@@ -7,12 +7,13 @@ and the pre-training; the other for fine-tuning, but for some that the probes me
 measure what came out. `results.py` is the command.
 """
 
+import hashlib
 import json
 import logging
 import os
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from detection import DOMAINS, END, MIXTURES, PAD, START, VOCABULARY, halves, total_variation, train_tokenizer
+from filelock import FileLock
 from plans import run_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
@@ -31,7 +33,7 @@ from versatune_plugin.history import history_path, read_history
 from versatune_plugin.judges.classifier import ClassifierJudge
 
 CANDIDATES = 4  # answers to choose from
-CHECKPOINTS = 4  # measurements along a run that expands a domain, evenly, the last one at its end
+CHECKPOINTS = 4  # measurements along a run, evenly, the last one at its end
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ TINY = Scale(
     probe_rows=32,
     test_rows=80,
     questions=40,
-    reference_epochs=2,
-    reference_rows=400,
+    reference_epochs=3,
+    reference_rows=640,
 )
 REAL = Scale(
     prompt_tokens=64,
@@ -79,6 +81,7 @@ REAL = Scale(
     reference_rows=80,
     lora=True,
 )
+GPU = replace(REAL, steps=200, batch=16, interval=20, probe_rows=32, test_rows=120, questions=60, reference_rows=400)
 PRETRAINING = {"steps": 300, "batch": 32, "learning_rate": 3e-3}
 DETECTION = {"num_samples": 1000, "iterations": 1, "max_new_tokens": 64}
 
@@ -117,19 +120,22 @@ def tokenised(pairs: list[tuple[str, str]], tokenizer, scale: Scale) -> Dataset:
     return Dataset.from_dict(rows)
 
 
-def questions(rows: list[dict], num_questions: int, seed: int) -> list[list[tuple[str, str]]]:
+def questions(rows: list[dict], num_questions: int, seed: int, cut=lambda text: text) -> list[list[tuple[str, str]]]:
     """Of each question, the pairs of its prompt with an answer: the right one first, then wrong ones.
 
-    Wrong are outputs of other rows, drawn from those whose lengths come nearest, so that length tells little.
+    Wrong are outputs of other rows, drawn from those whose lengths come nearest, so that length tells little; no two
+    are the same after the `cut`, which is what a model will see of them.
     """
     rng, asked = random.Random(seed), []
-    outputs = sorted({row["output"] for row in rows})
+    outputs = {cut(row["output"]): row["output"] for row in rows}
     for row in rng.sample(rows, len(rows)):
-        others = sorted((o for o in outputs if o != row["output"]), key=lambda o: abs(len(o) - len(row["output"])))
+        right = row["output"]
+        others = [output for seen, output in sorted(outputs.items()) if seen != cut(right)]
+        others.sort(key=lambda output: abs(len(output) - len(right)))
         if len(others) < CANDIDATES - 1:
             continue
         wrong = rng.sample(others[: 4 * (CANDIDATES - 1)], CANDIDATES - 1)
-        asked.append([(prompt_of(row), answer) for answer in (row["output"], *wrong)])
+        asked.append([(prompt_of(row), answer) for answer in (right, *wrong)])
     return asked[:num_questions]
 
 
@@ -146,7 +152,8 @@ def row_losses(model, rows: Dataset) -> np.ndarray:
         ids = torch.tensor([rows[row]["input_ids"] + [0] * (width - len(rows[row]["input_ids"])) for row in chosen])
         labels = torch.tensor([rows[row]["labels"] + [-100] * (width - len(rows[row]["labels"])) for row in chosen])
         ids, labels = ids.to(model.device), labels.to(model.device)
-        logits = model(input_ids=ids).logits[:, :-1]  # pads come last: causal, so no mask
+        with torch.autocast(ids.device.type, torch.bfloat16):  # as the trainer's own forward passes
+            logits = model(input_ids=ids).logits[:, :-1]  # pads come last: causal, so no mask
         row_ids, places = (labels[:, 1:] != -100).nonzero(as_tuple=True)
         losses = cross_entropy(logits[row_ids, places].float(), labels[row_ids, places + 1], reduction="none")
         for value, target in zip((losses, torch.ones_like(losses)), sums, strict=True):
@@ -172,9 +179,6 @@ class Laboratory:
     def __init__(self, name: str, data: Path, output: Path, scale: Scale, model: str | None = None) -> None:
         self.name, self.scale, self.folder = name, scale, output / name
         self._data, self._given = data, model
-        missing = [domain for domain in DOMAINS if not (data / domain / "train.jsonl").exists()]
-        if missing:
-            raise SystemExit(f"{data} has no DOMAIN/train.jsonl for: {', '.join(missing)}")
         self.file = self.folder / "base.json"
 
     @property
@@ -225,11 +229,15 @@ class Laboratory:
     @cached_property
     def _questions(self) -> dict[str, Dataset]:
         asked = {
-            domain: questions(read_rows(self._data, domain, "validation"), self.scale.questions, seed=0)
+            domain: questions(read_rows(self._data, domain, "validation"), self.scale.questions, seed=0, cut=self._cut)
             for domain in DOMAINS
         }
         pairs = {domain: [pair for candidates in asked[domain] for pair in candidates] for domain in DOMAINS}
         return {domain: tokenised(pairs[domain], self.tokenizer, self.scale) for domain in DOMAINS}
+
+    def _cut(self, output: str) -> tuple[int, ...]:
+        ids = self.tokenizer.encode(output, add_special_tokens=False)
+        return tuple(ids[: self.scale.output_tokens])
 
     def losses(self, model) -> dict[str, float]:
         """Nats per target token of the test rows."""
@@ -246,14 +254,29 @@ class Laboratory:
         return right
 
     def prepare(self) -> dict:
-        """What is known about the base, made first where it is missing."""
+        """What is known about the base, made first where it is missing.
+
+        Raises:
+            ValueError: It was made with other settings than the runs would have now.
+        """
+        settings = asdict(self.scale) | {
+            "pretraining": PRETRAINING,
+            "detection": DETECTION,
+            "model": self._given,
+            "data": self._digest(),
+        }
         if self.file.exists():
-            return json.loads(self.file.read_text())
+            facts = json.loads(self.file.read_text())
+            if facts["settings"] != settings:
+                raise ValueError(
+                    f"{self.file} was made with other settings: choose another output, or delete {self.folder}"
+                )
+            return facts
         mixture = None if self._given else dict(zip(DOMAINS, MIXTURES[int(self.name.rsplit("-", 1)[1])], strict=True))
         if mixture and not (self.folder / "model" / "model.safetensors").exists():
             self._timed("pretraining", lambda: self._pretrain(mixture))
         detected = self._timed("detection", self._detect)
-        references = self._timed("references", self._measure_references)
+        references = self._timed("references", lambda: self._references(self.scale.probe_rows))
         model = self._load()
         facts = {
             "name": self.name,
@@ -268,10 +291,18 @@ class Laboratory:
             "num_questions": {domain: len(rows) // CANDIDATES for domain, rows in self._questions.items()},
             "num_test_rows": {domain: len(rows) for domain, rows in self.test.items()},
             "seconds": self._seconds(),
-            "settings": asdict(self.scale) | {"pretraining": PRETRAINING, "detection": DETECTION},
+            "settings": settings,
         }
         write_json(self.file, facts)
         return facts
+
+    def _digest(self) -> str:
+        """Of all rows."""
+        digest = hashlib.sha256()
+        for domain in DOMAINS:
+            for split in ("train", "validation"):
+                digest.update((self._data / domain / f"{split}.jsonl").read_bytes())
+        return digest.hexdigest()[:12]
 
     def _seconds(self) -> dict[str, float]:
         file = self.folder / "seconds.json"
@@ -351,24 +382,25 @@ class Laboratory:
         )
         return {domain: float(document["proportions"][domain]) for domain in DOMAINS}
 
-    def _measure_references(self) -> dict[str, float]:
-        """Lowest probe loss of the base fine-tuned on each domain alone."""
-        file = self.folder / "references.json"
-        if not file.exists():
-            reference = {
-                "model": self.model,
-                "epochs": self.scale.reference_epochs,
-                "samples_per_epoch": self.scale.reference_rows,
-            }
-            block = {
-                "strategy": "versatune",
-                "initial_proportions": "uniform",
-                "reference": reference,
-                "reference_losses": str(file),
-                "update_interval": self.scale.interval,
-                "probe": {"rows_per_domain": self.scale.probe_rows},
-            }
-            self._trainer(block, self.folder / "references", self.model, self.train)
+    def _references(self, probe_rows: int) -> dict[str, float]:
+        """Lowest loss, on the run's own probe rows, of the base fine-tuned on each domain alone."""
+        file = self.folder / f"references-{probe_rows}.json"
+        reference = {
+            "model": self.model,
+            "epochs": self.scale.reference_epochs,
+            "samples_per_epoch": self.scale.reference_rows,
+        }
+        block = {
+            "strategy": "versatune",
+            "initial_proportions": "uniform",
+            "reference": reference,
+            "reference_losses": str(file),
+            "update_interval": self.scale.interval,
+            "probe": {"rows_per_domain": probe_rows},
+        }
+        with FileLock(f"{file}.lock"):  # runs beside this one may want them, too
+            if not file.exists():
+                self._trainer(block, self.folder / f"references-{probe_rows}", self.model, self.train)
         return json.loads(file.read_text())["reference_losses"]
 
     # --- one run --------------------------------------------------------------------------------------------
@@ -396,6 +428,8 @@ class Laboratory:
         }
         if block.get("signal") == "train" or block["strategy"] == "odm":
             arguments["loss_type"] = "nll"  # TRL's default computes no logits
+        if gpu:
+            arguments["model_init_kwargs"] = {"dtype": "bfloat16"}
         adapter = {}
         if scale.lora:
             from peft import LoraConfig
@@ -413,11 +447,10 @@ class Laboratory:
 
     def run(self, name: str, block: dict, seed: int) -> None:
         """Fine-tune the base by a block with the rows in the order of the seed, and keep what came out."""
-        facts = self.prepare()
-        block = self._completed(block, facts)
+        asked, block = block, self._completed(block, self.prepare())
         file = run_file(self.folder, name, seed)
         trainer = self._trainer(block, file.with_suffix(""), self.model, self.train, data_seed=seed)
-        trace = Trace(self, self.scale.steps // (CHECKPOINTS if "expansion" in block else 1))
+        trace = Trace(self, self.scale.steps // CHECKPOINTS)
         trainer.add_callback(trace)
         began = time.perf_counter()
         trainer.train()
@@ -427,6 +460,7 @@ class Laboratory:
             "base": self.name,
             "name": name,
             "seed": seed,
+            "asked": asked,
             "block": block,
             "losses": trace.measured[-1]["losses"],
             "accuracy": self.accuracy(trainer.model),
@@ -441,10 +475,12 @@ class Laboratory:
 
     def _completed(self, block: dict, facts: dict) -> dict:
         """With the measured numbers in place of names, and the settings that all runs share."""
-        block = {"update_interval": self.scale.interval, "probe": {"rows_per_domain": self.scale.probe_rows}} | block
+        probe = {"rows_per_domain": self.scale.probe_rows}
+        block = {"update_interval": self.scale.interval, "probe": probe} | block
         if block.get("initial_proportions") == "detected":
             block["initial_proportions"] = _exactly_one(facts["detected"])
-        return {"reference_losses": facts["references"]} | block
+        rows = block["probe"]["rows_per_domain"]
+        return {"reference_losses": self._references(rows or self.scale.probe_rows)} | block
 
 
 class Trace(TrainerCallback):

@@ -319,6 +319,9 @@ def check(name: str, common: dict) -> list[str]:
         notes.append(
             f"its option reward_scale: {REWARD_SCALE} given, {'/'.join(set(whole['reward_scales']))} in its log"
         )
+    for run in (whole, workers, resumed):
+        if "failed" not in run:  # else its log may be wanted
+            shutil.rmtree(run["folder"])
     return notes
 
 

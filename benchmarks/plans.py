@@ -7,9 +7,10 @@ What all runs share (references, probe, update interval) is added by the laborat
 import re
 from pathlib import Path
 
+DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
 BASES = ("tiny-0", "tiny-1")
 TARGETS = {"tiny-0": ("medicine", "law"), "tiny-1": ("law", "medicine")}
-SHARES = (0.9, 0.8, 0.7, 0.5)
+SHARES = (0.98, 0.95, 0.9, 0.8, 0.7, 0.5)
 NO_PROBE = {"probe": {"rows_per_domain": 0}}
 
 
@@ -28,7 +29,7 @@ def fostering(base: str) -> dict[str, dict]:
         "proportional": {"strategy": "proportional"} | NO_PROBE,
         "versatune": {"strategy": "versatune"} | detected,
         "versatune from uniform": {"strategy": "versatune"} | even,
-        "odm": {"strategy": "odm"},
+        "odm": {"strategy": "odm", "update_interval": 2},  # it explores evenly for K ln K = 11 updates
         "dynamic_batch_loading": {"strategy": "dynamic_batch_loading"} | even,
         "sequential": {"strategy": "sequential"} | NO_PROBE,
         "mixed_sequential": {"strategy": "mixed_sequential"} | NO_PROBE,
@@ -49,6 +50,7 @@ def crossed(base: str) -> dict[str, dict]:
 def _expanded(targets: tuple[str, ...]) -> dict[str, dict]:
     runs = {}
     for target in targets:
+        held = _raised("versatune", target, start=0.98, hold=0.6, delta=0.2, forgetting_since="start")
         named = {
             "specific": _raised("specific", target) | NO_PROBE,
             **{f"share {share}": _raised("specific", target, share=share) | NO_PROBE for share in SHARES},
@@ -56,9 +58,10 @@ def _expanded(targets: tuple[str, ...]) -> dict[str, dict]:
             "increase_unconditional": _raised("increase_unconditional", target),
             "versatune": _raised("versatune", target),
             "start 0.9": _raised("versatune", target, start=0.9),
-            "start 0.9, margin 1": _raised("versatune", target, start=0.9, margin=1.0),
-            "held 0.6": _raised("versatune", target, start=0.98, hold=0.6, delta=0.2, forgetting_since="start"),
-            "held 0.5": _raised("versatune", target, start=0.98, hold=0.5, delta=0.15, forgetting_since="start"),
+            "held 0.6": held,
+            "held 0.5": _changed(held, hold=0.5, delta=0.15),
+            "held 0.6, test off": _changed(held, epsilon=0.0),  # comes down whatever was forgotten: a schedule
+            "held 0.6, epsilon 1": _changed(held, epsilon=1.0),
         }
         runs |= {f"{target}: {name}": block for name, block in named.items()}
     return runs
@@ -87,7 +90,7 @@ def ablations(base: str) -> dict[str, dict]:
         "noise-aware": default | {"strategy": "rules:NoiseAware"},
         "bounded": default | {"strategy": "rules:Bounded"},
         "learned temperature": default | {"strategy": "rules:LearnedTemperature"},
-        "training losses": default | {"signal": "train"},
+        "training losses": default | {"signal": "train", "reference_losses": "self"},
         "own reference": default | {"reference_losses": "self"},
         "from the square root of detected": detected | {"initial_power": 0.5},
         "from inverse": detected | {"initial_power": -1.0},
@@ -97,8 +100,12 @@ def ablations(base: str) -> dict[str, dict]:
 def real(base: str) -> dict[str, dict]:
     """What a real model can be asked in some hours on a CPU."""
     parts = fostering(base), _expanded(("medicine",))
-    names = ("uniform", "versatune from uniform"), ("medicine: specific", "medicine: share 0.9", "medicine: held 0.6")
+    names = ("uniform", "versatune from uniform"), ("medicine: specific", "medicine: share 0.95", "medicine: held 0.6")
     return {name: runs[name] for runs, chosen in zip(parts, names, strict=True) for name in chosen}
+
+
+def _changed(block: dict, **expansion) -> dict:
+    return block | {"expansion": block["expansion"] | expansion}
 
 
 def _raised(strategy: str, target: str, **expansion) -> dict:

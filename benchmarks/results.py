@@ -1,8 +1,9 @@
 """The papers' tables at the size of this machine: python benchmarks/results.py --data FOLDER --output FOLDER
 
-Prepares the base models (see `laboratory`), does the runs that `plans` names, part by part and seed by seed, and
-writes the page from them (see `page`). Everything finished is a file below the output and is not done again, so that
-a killed command goes on where it was. Some 30 seconds per tiny run and core; `--dry-run` counts what is left.
+Prepares the base models (see `laboratory`), does the runs that `plans` names, seed by seed, and writes a page about
+them into the output (`page.py` writes the one beside this file). Everything finished is a file below the output and is
+not done again, so that a killed command goes on where it was. Some 20 seconds per tiny run and core; `--dry-run` counts
+what is left.
 
 A real model instead of the tiny ones: --model FOLDER --parts real (on a GPU the same, with a larger model).
 """
@@ -20,9 +21,7 @@ from functools import cache
 from pathlib import Path
 
 import plans
-from page import write_page
-
-PAGE = Path(__file__).with_name("RESULTS.md")
+from page import PAGE, write_page
 
 
 def jobs(options) -> list[tuple[str, str, dict, int]]:
@@ -43,10 +42,12 @@ def bases(options, part: str) -> list[str]:
 @cache
 def laboratory(base: str, data: str, output: str, model: str | None):
     """One per process: its rows are read and tokenised once."""
-    from laboratory import REAL, TINY, Laboratory, quiet
+    import torch
+    from laboratory import GPU, REAL, TINY, Laboratory, quiet
 
     quiet()
-    return Laboratory(base, Path(data), Path(output), REAL if model else TINY, model)
+    scale = (GPU if torch.cuda.is_available() else REAL) if model else TINY
+    return Laboratory(base, Path(data), Path(output), scale, model)
 
 
 def prepare(base: str, where: tuple) -> str:
@@ -72,8 +73,10 @@ def where(options, base: str) -> tuple:
     return str(options.data), str(options.output), model
 
 
-def done(options, base: str, name: str, seed: int) -> bool:
-    return plans.run_file(options.output / base, name, seed).exists()
+def done(output: Path, base: str, name: str, block: dict, seed: int) -> bool:
+    """Whether the run is there, under the block as it is planned now."""
+    file = plans.run_file(output / base, name, seed)
+    return file.exists() and json.loads(file.read_text())["asked"] == block
 
 
 def finish(pool, tasks: list) -> None:
@@ -87,19 +90,20 @@ def finish(pool, tasks: list) -> None:
             future.cancel()
 
 
-def machine(options, began: float) -> dict:
+def machine() -> dict:
     """What a reader must know about where the numbers come from."""
     from importlib.metadata import version
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=PAGE.parent)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     cpu = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
         "cpu": cpu[0] if cpu else platform.processor(),
         "cores": os.cpu_count(),
         "commit": commit.stdout.strip(),
         "command": "python benchmarks/results.py " + " ".join(sys.argv[1:]),
-        "began": time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)),
-        "wall_seconds": time.time() - began,
+        "began": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     } | {name: version(name) for name in ("torch", "transformers", "trl", "datasets")}
 
 
@@ -120,19 +124,27 @@ def main() -> None:
     options = parser.parse_args()
     if "real" in options.parts and not options.model:
         parser.error("--parts real needs --model")
-    left = [job for job in jobs(options) if not done(options, job[0], job[1], job[3])]
+    missing = [domain for domain in plans.DOMAINS if not (options.data / domain / "train.jsonl").exists()]
+    if missing:
+        parser.error(
+            f"{options.data} has no DOMAIN/train.jsonl for: {', '.join(missing)}; `make quickstart` makes some"
+        )
+    left = [job for job in jobs(options) if not done(options.output, *job)]
     print(f"{len(left)} runs left", flush=True)
     if options.dry_run:
         return
-    began = time.time()
+    began, facts = time.time(), machine()
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=spawn, initializer=one_thread) as pool:
-        finish(pool, [(prepare, base, where(options, base)) for base in dict.fromkeys(job[0] for job in left)])
-        finish(pool, [(run, *job, where(options, job[0])) for job in left])
-    sessions = options.output / "machine.jsonl"
-    with sessions.open("a") as file:
-        file.write(json.dumps(machine(options, began)) + "\n")
-    write_page(options.output)
+    try:
+        with ProcessPoolExecutor(options.workers, mp_context=spawn, initializer=one_thread) as pool:
+            wanted = dict.fromkeys(base for part in options.parts for base in bases(options, part))
+            finish(pool, [(prepare, base, where(options, base)) for base in wanted])
+            finish(pool, [(run, *job, where(options, job[0])) for job in left])
+    finally:
+        if left:
+            with (options.output / "machine.jsonl").open("a") as file:
+                file.write(json.dumps(facts | {"wall_seconds": time.time() - began}) + "\n")
+    print(write_page(options.output, options.output / PAGE.name))
 
 
 if __name__ == "__main__":

@@ -242,6 +242,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "reference_losses": self._by_domain(self._mixture.reference_losses),
             "potential": self._by_domain(update.potential),
             "forgetting": self._by_domain(update.forgetting),
+            "forgetting_since_start": self._by_domain(update.forgetting_since_start),
             "forgetting_error": self._by_domain(update.forgetting_error),
             "proportions_before": self._by_domain(update.proportions_before),
             "proportions": self._by_domain(update.proportions),

@@ -33,6 +33,7 @@ class Update:
     """What the strategy saw instead; None where losses are not smoothed."""
     potential: np.ndarray | None = None
     forgetting: np.ndarray | None = None
+    forgetting_since_start: np.ndarray | None = None
     forgetting_error: np.ndarray | None = None
     """Standard error of the relative change of the losses; None where it is not known, as under smoothing."""
     proportions_before: np.ndarray
@@ -173,6 +174,7 @@ class Mixture:
             "smoothed_losses": seen if self._smoothing else None,
             "potential": potential,
             "forgetting": forgetting,
+            "forgetting_since_start": since_start,
             "forgetting_error": forgetting_error,
         }
         if step is None:

@@ -86,8 +86,8 @@ class ExpansionConfig(Block):
     )
     forgetting_since: Literal["update", "start"] = Field(
         "update",
-        description="A loss counts as forgotten as far as it has risen since the last update, or since the start of "
-        "the run. Default: the paper's.",
+        description="A loss counts as forgotten as far as it has risen since the last update, or since the run's first "
+        "measurement. Default: the paper's.",
     )
     delta_schedule: Literal["constant", "remaining"] = Field(
         "constant",

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import plans
 import pytest
+import results
 from laboratory import CHECKPOINTS, DOMAINS, REAL, Laboratory, questions
 
 from tests import tiny
@@ -60,6 +61,8 @@ def test_a_run_leaves_what_the_page_reads(data, tmp_path):
     laboratory = Laboratory("given", data / "data", tmp_path, scale, str(data / "model"))
     facts = laboratory.prepare()
     assert facts == json.loads((tmp_path / "given/base.json").read_text()) == laboratory.prepare()
+    with pytest.raises(ValueError, match="made with other settings"):
+        Laboratory("given", data / "data", tmp_path, replace(scale, steps=9), str(data / "model")).prepare()
     assert facts["mixture"] is None
     assert sum(facts["detected"].values()) == pytest.approx(1)
     block = {"strategy": "versatune", "initial_proportions": "detected", "expansion": {"domain": "law"}}
@@ -75,3 +78,6 @@ def test_a_run_leaves_what_the_page_reads(data, tmp_path):
     assert all(expanded == (left < right) for left, right, expanded in result["tests"])
     assert sum(result["drawn"].values()) == pytest.approx(1)
     assert result["block"]["reference_losses"] == facts["references"]
+    assert results.done(tmp_path, "given", "law: versatune", block, 3)
+    assert not results.done(tmp_path, "given", "law: versatune", block, 4)
+    assert not results.done(tmp_path, "given", "law: versatune", block | {"sigma": 0.7}, 3)

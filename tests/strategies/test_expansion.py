@@ -364,15 +364,32 @@ def test_home_changes_nothing_where_the_test_holds():
     assert ours.decide(observed()).proportions.tolist() == paper.decide(observed()).proportions.tolist()
 
 
-def test_a_held_share_is_not_lowered_before_its_time():
-    strategy = Expansion(sigma=0.5, targets=(2,), delta=0.12, epsilon=0.5, home=PROPORTIONS, hold=0.6)
+@pytest.mark.parametrize(("hold", "last"), [(0.6, 59), (0.55, 54)])  # 0.55 * 100 is above 55 in floats
+def test_a_held_share_is_not_lowered_before_its_time(hold, last):
+    strategy = Expansion(sigma=0.5, targets=(2,), delta=0.12, epsilon=0.5, home=PROPORTIONS, hold=hold)
+    potential = np.array([0.5, 0.2, 0.0])  # Algorithm 2 alone would lower it, too
     shares, notes = {}, {}
-    for step in (0, 59, 60, 99):
-        decision = strategy.decide(observed([0.3, 0.2, 0.5], np.zeros(3), np.ones(3), step=step))
+    for step in (0, last, last + 1, 99):
+        decision = strategy.decide(observed([0.3, 0.2, 0.5], potential, np.ones(3), step=step))
         shares[step], notes[step] = decision.proportions[2], decision.note
-    assert shares == pytest.approx({0: 0.5, 59: 0.5, 60: 0.38, 99: 0.38}, abs=1e-12)
-    assert notes[59].startswith("no step for code, held until step 60: ")
-    assert notes[60].startswith("code lowered: ")
+        if step <= last:  # the others share what is left by P' = (0.3 * 1.25, 0.2 * 1.1)
+            assert decision.proportions == pytest.approx([0.375 / 0.595 / 2, 0.22 / 0.595 / 2, 0.5], abs=1e-12)
+    assert shares == pytest.approx({0: 0.5, last: 0.5, last + 1: 0.38, 99: 0.38}, abs=1e-12)
+    assert notes[last].startswith(f"no step for code, held until step {last + 1}: ")
+    assert notes[last + 1].startswith("code lowered: ")
+
+
+def test_a_held_share_stays_at_its_ceiling():
+    strategy = Expansion(sigma=0.5, targets=(2,), delta=0.1, epsilon=9.0, ceiling=0.5, home=PROPORTIONS, hold=0.6)
+    decision = strategy.decide(observed([0.3, 0.2, 0.5], [0.5, 0.2, 0.1], np.ones(3)))
+    assert decision.proportions[2] == 0.5
+    assert decision.note.startswith("no step for code, it is at its ceiling 0.5")
+
+
+def test_where_nobody_forgot_a_target_without_potential_is_not_lowered():
+    strategy = Expansion(sigma=0.5, targets=(2,), delta=0.12, epsilon=0.5, home=PROPORTIONS)
+    observation = observed([0.3, 0.2, 0.5], potential=np.zeros(3), forgetting=np.zeros(3))
+    assert strategy.decide(observation).proportions.tolist() == [0.3, 0.2, 0.5]
 
 
 def test_a_held_share_may_still_rise():

@@ -122,15 +122,17 @@ class Expansion(Strategy):
     ceiling: float = 1.0
     """Steps of delta do not take the targets' share past it, in (0, 1]; Algorithm 2 may."""
     home: np.ndarray | None = None
-    """Proportions to go back towards, shape (num_domains,), sum 1; ours. Where the test fails, the targets' share goes
-    down by delta, but not below their share in `home`. None: the paper's rule, which never lowers it by a step."""
+    """Proportions to go back towards, shape (num_domains,), sum 1; ours. Where the test fails and others forgot, the
+    targets' share goes down by delta, but not below their share in `home`. None: the paper's rule, which never lowers
+    it by a step."""
     delta_schedule: str = "constant"
     """A name in `DELTA_SCHEDULES`. "remaining" (ours) rises early, while the learning rate is high."""
     hold: float = 0.0
-    """Part of the run, in [0, 1), in which the targets' share is not lowered by a step; ours."""
+    """Part of the run, from its beginning, in [0, 1), in which the targets' share is not lowered; ours. It acts where
+    there is a `home`."""
     since_start: bool = False
-    """Whether a loss counts as forgotten as far as it has risen since the start of the run (ours), or since the last
-    update (the paper's)."""
+    """Whether a loss counts as forgotten as far as it has risen since the run's first measurement (ours), or since the
+    last update (the paper's)."""
     margin: float = 0.0
     """Standard errors by which a domain's loss must have risen to count as forgotten, >= 0; ours. 0: the paper's."""
 
@@ -140,13 +142,13 @@ class Expansion(Strategy):
     def decide(self, observation: Observation) -> Decision:
         """The targets raised, lowered towards home, or everything fostered; with the test that decided."""
         test = self.test(observation)
-        holds = test is None or test[0] < test[1]
-        moved = self._raise(observation) if holds else self._lower(observation)
+        rises = test is None or test[0] < test[1]
+        moved = self._raise(observation) if rises else self._lower(observation, test[0])
         return Decision(
-            proportions=foster(observation.proportions, observation.potential, self.sigma) if moved is None else moved,
-            expanded=holds and moved is not None,
+            proportions=self._fostered(observation) if moved is None else moved,
+            expanded=rises and moved is not None,
             test=test,
-            note=self._outcome(observation, holds, moved is not None) + self._reason(observation, test),
+            note=self._outcome(observation, rises, moved is not None) + self._reason(observation, test),
         )
 
     def stays_at_zero(self, domain_id: int) -> bool:
@@ -174,28 +176,40 @@ class Expansion(Strategy):
             return None
         return _raised(observation.proportions, observation.potential, is_target, self.sigma, rise)
 
-    def _lower(self, observation: Observation) -> np.ndarray | None:
-        """Proportions with the targets down by delta towards home, None where they are there or have none."""
+    def _lower(self, observation: Observation, forgotten: float) -> np.ndarray | None:
+        """Proportions with the targets down by delta towards home, None where there is no need or nowhere to go."""
         proportions = observation.proportions
         is_target = _is_target(self.targets, len(proportions))
         delta = _delta_now(self.delta, self.delta_schedule, observation)
         before = math.fsum(proportions[is_target])
         least = before if self.home is None or self._holds(observation) else math.fsum(self.home[is_target])
-        if min(delta, before - least) <= ROUNDING or not proportions[~is_target].any():
+        if forgotten == 0 or min(delta, before - least) <= ROUNDING or not proportions[~is_target].any():
             return None
         share = max(before - delta, least)
         lowered = _normalised(proportions[is_target]) * share
         return _moved(proportions, observation.potential, is_target, self.sigma, lowered, 1.0 - share)
 
+    def _fostered(self, observation: Observation) -> np.ndarray:
+        """Algorithm 2 for all domains, or for the others alone while the targets are held."""
+        proportions, potential = observation.proportions, observation.potential
+        is_target = _is_target(self.targets, len(proportions))
+        if not self._holds(observation) or not proportions[~is_target].any():
+            return foster(proportions, potential, self.sigma)
+        rest = 1.0 - math.fsum(proportions[is_target])
+        return _moved(proportions, potential, is_target, self.sigma, proportions[is_target], rest)
+
+    def _held_until(self, num_steps: int) -> float:
+        return self.hold * num_steps - ROUNDING
+
     def _holds(self, observation: Observation) -> bool:
-        return self.home is not None and observation.step < self.hold * observation.num_steps
+        return self.home is not None and observation.step < self._held_until(observation.num_steps)
 
     def _outcome(self, observation: Observation, rises: bool, moved: bool) -> str:
         if rises:
             return _rise_note(observation, self.targets, self.ceiling, moved)
         names = _names(observation, self.targets)
-        until = f", held until step {math.ceil(self.hold * observation.num_steps)}" if self._holds(observation) else ""
-        return f"{names} lowered" if moved else f"no step for {names}{until}"
+        until = f", held until step {math.ceil(self._held_until(observation.num_steps))}"
+        return f"{names} lowered" if moved else f"no step for {names}{until if self._holds(observation) else ''}"
 
     def _reason(self, observation: Observation, test: tuple[float, float] | None) -> str:
         if test is None:
