@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 LEVEL = 0.95
 NAN = float("nan")
+UNKNOWN = "too little to say"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Comparison:
     """The mean of paired differences, or of any numbers, one per seed.
 
     `low` and `high` bound its 95 % interval; they and `p` (two-sided, of a mean of 0) are NaN with fewer than two
-    numbers. `holm` is p after Holm's correction over a table, NaN before it. `n` counts the numbers.
+    numbers, and where equal numbers do not tell how much they vary (all exactly 0: they are 0, and p is 1). `holm` is
+    p after Holm's correction over a table, NaN before it. `n` counts the numbers.
     """
 
     mean: float
@@ -45,13 +47,13 @@ class Comparison:
 
 
 def interval(values: Iterable[float]) -> Comparison:
-    """The mean of the values, NaN left out, with its interval. Equal values have an interval of no width."""
+    """The mean of the values, NaN left out, with its interval; none of values that are equal but for rounding."""
     values = [value for value in values if not math.isnan(value)]
     n, mean = len(values), average(values)
-    if n < 2:
+    if n > 1 and not any(values):
+        return Comparison(0.0, 0.0, 0.0, 1.0, n)
+    if n < 2 or math.isclose(min(values), max(values), rel_tol=1e-9):  # t would divide by 0, or by rounding errors
         return Comparison(mean, NAN, NAN, NAN, n)
-    if max(values) == min(values):  # a t statistic would divide by 0
-        return Comparison(mean, mean, mean, 0.0 if mean else 1.0, n)
     from scipy import stats
 
     result = stats.ttest_1samp(values, 0.0)
@@ -88,7 +90,7 @@ def corrected(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
 
 
 def verdict(comparison: Comparison, lower_is_better: bool) -> str:
-    """`better`, `worse`, `same` (no difference shown) or `unknown` (too few seeds for an interval)."""
+    """`better`, `worse`, `same` (no difference shown) or `unknown` (seeds that give no interval)."""
     if math.isnan(comparison.p):
         return "unknown"
     if not comparison.significant:
@@ -114,5 +116,5 @@ def said(comparisons: Mapping[str, Comparison], lower_is_better: bool, than: str
     parts = [f"significantly better than {than}: {listed('better') or 'none'}"]
     parts += [f"significantly worse: {listed('worse') or 'none'}"]
     parts += [f"no difference shown: {listed('same')}"] if groups["same"] else []
-    parts += [f"too few seeds to say: {listed('unknown')}"] if groups["unknown"] else []
+    parts += [f"{UNKNOWN}: {listed('unknown')}"] if groups["unknown"] else []
     return "; ".join(parts) + "."

@@ -129,8 +129,8 @@ def questions(rows: list[dict], num_questions: int, seed: int, cut=lambda text: 
     rng, asked = random.Random(seed), []
     outputs = {cut(row["output"]): row["output"] for row in rows}
     for row in rng.sample(rows, len(rows)):
-        right = row["output"]
-        others = [output for seen, output in sorted(outputs.items()) if seen != cut(right)]
+        right, seen = row["output"], cut(row["output"])
+        others = [outputs[other] for other in sorted(outputs) if other != seen]
         others.sort(key=lambda output: abs(len(output) - len(right)))
         if len(others) < CANDIDATES - 1:
             continue

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import plans
 from comparisons import NAN, Comparison, average, corrected, paired
 
 PUBLISHED_LESS = 0.3877  # less degradation than 100 % specific fine-tuning, arXiv 2411.11266
@@ -34,10 +35,11 @@ SENSITIVITY = re.compile(r"(?P<key>[a-z_ ]+) (?P<value>[0-9.]+)")
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: its `base.json`, and its finished runs by name and seed."""
+    """A base model: its `base.json`, its finished runs by name and seed, and the names of files that do not count."""
 
     facts: Mapping
     runs: Mapping[str, Mapping[int, Mapping]]
+    left_out: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -52,7 +54,7 @@ class Base:
     @property
     def known(self) -> bool:
         """A model of the laboratory, whose pre-training mixture is known."""
-        return self.name.startswith("tiny-")
+        return known(self.name)
 
     @property
     def seeds(self) -> list[int]:
@@ -77,6 +79,11 @@ class Base:
 
 
 Measure = Callable[[Base, Mapping], float]
+
+
+def known(name: str) -> bool:
+    """Whether a base of this name is one of the laboratory's."""
+    return name.startswith("tiny-")
 
 
 def _natural(name: str) -> list:
@@ -104,13 +111,24 @@ def load(folder: Path) -> tuple[list[dict], list[Base], dict | None]:
 
 def _load_base(file: Path) -> Base:
     runs: dict[str, dict[int, dict]] = {}
+    facts, left_out = _json(file), []
+    planned = _planned(facts["name"])
     for path in sorted(file.parent.glob("runs/*/*.json")):
         run = _json(path)
+        if run["name"] not in planned or run["asked"] != planned[run["name"]]:
+            left_out.append(run["name"])
+            continue
         for measured in (run, *run["checkpoints"]):
             for key in measured.keys() & {"losses", "accuracy"}:  # null is what did not stay a number
                 measured[key] = {domain: NAN if v is None else v for domain, v in measured[key].items()}
         runs.setdefault(run["name"], {})[run["seed"]] = run
-    return Base(_json(file), runs)
+    return Base(facts, runs, left_out)
+
+
+def _planned(name: str) -> dict[str, dict]:
+    """The blocks of a base's runs by name: of every part, or of `real` where it is a real model."""
+    parts = [part for part in plans.PARTS if (part == "real") != known(name)]
+    return {run: block for part in parts for run, block in plans.runs(part, name).items()}
 
 
 def _json(path: Path) -> dict:
@@ -183,10 +201,11 @@ def degradation(before: Mapping[str, float], after: Mapping[str, float], target:
 
 
 def measures(target: str) -> dict[str, Measure]:
-    """Of one run that expands the target: share drawn, gain, kept, degradation, less, mean change, beyond.
+    """Of one run that expands the target: share drawn, gain, kept, degradation, less, mean change, beyond, passed.
 
     `kept` and `less` relate gain and degradation to those of `specific` with the same seed, NaN where that gained
     or degraded nothing; `beyond` is the rise above the frontier of constant shares at the same gain, as a share.
+    `passed` counts the updates at which the rule's test held, NaN where it has none.
     """
 
     def measured(function: Callable) -> Measure:
@@ -218,6 +237,7 @@ def measures(target: str) -> dict[str, Measure]:
         "less": lambda base, run: 1 - of_specific(base, run),
         "change": measured(lambda *losses: average(changes(*losses))),
         "beyond": beyond,
+        "passed": lambda _, run: sum(left < right for left, right, _ in run["tests"]) if run["tests"] else NAN,
     }
 
 
@@ -236,17 +256,43 @@ def dynamic_rules(base: Base, target: str) -> list[str]:
 def frontier_degradation(points: Sequence[tuple[float, float]], at: float) -> float:
     """Least degradation that constant shares pay for a gain, interpolated between (gain, degradation) points.
 
-    Points that another one beats in both are left out. Beyond the largest gain the frontier stays where it is, which
-    favours the constant shares; below the smallest of all points, or with fewer than two, NaN.
+    Where it is convex, a straight line between two points lies above it, which favours the rule that is compared.
+    Beyond the largest gain the frontier stays where it is, which favours the constant shares; below the smallest of
+    all points, or with fewer than two, NaN.
     """
-    points, best = [point for point in points if not math.isnan(sum(point))], []
+    points = [point for point in points if not math.isnan(sum(point))]
+    if len(points) < 2 or not at >= min(points)[0]:
+        return NAN
+    return float(np.interp(at, *zip(*unbeaten(points), strict=True)))
+
+
+def unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (gain, degradation) points that no other one beats in both, by gain."""
+    best = []
     for gained, degraded in sorted(points, key=lambda point: (-point[0], point[1])):
         if not best or degraded < best[-1][1]:
             best.append((gained, degraded))
-    best.reverse()
-    if len(points) < 2 or not at >= min(points)[0]:
-        return NAN
-    return float(np.interp(at, *zip(*best, strict=True)))
+    return best[::-1]
+
+
+def neighbours(base: Base, target: str, name: str) -> list[str]:
+    """The constant shares of the frontier below and above a run's gain, all by their means over seeds.
+
+    One where the run gains more than all of them; none where it has no place on the frontier.
+    """
+    of = measures(target)
+
+    def mean(of_name: str, key: str) -> float:
+        return average(by_seed(base, of_name, of[key]).values())
+
+    points = {(mean(share, "gain"), mean(share, "degradation")): share for share in constant_shares(base, target)}
+    points = {point: share for point, share in points.items() if not math.isnan(sum(point))}
+    at = mean(name, "gain")
+    if math.isnan(frontier_degradation(list(points), at)):
+        return []
+    best = unbeaten(list(points))
+    above = sum(gained <= at for gained, _ in best)
+    return [points[point] for point in best[max(0, above - 1) : above + 1]]
 
 
 def meets(kept: Comparison, less: Comparison) -> bool:

@@ -37,12 +37,20 @@ ABOUT = {
         "its score is the mean of twelve benchmarks of 7-14B models (arXiv 2411.11266)."
     ),
     "One domain raised above the others": (
-        "How can one domain gain most while the others lose least? *Gain* is the relative fall of the target's loss "
-        "against before fine-tuning, *degradation* the mean relative rise of the others' losses (those that fell "
-        "count as 0). *Kept* is the gain relative to training on the target alone (`specific`, same seed), *less* "
-        "the share of its degradation that was avoided. Constant shares of the target, the rest even, draw a "
-        "frontier; *beyond* is a dynamic rule's degradation minus theirs at the same gain (interpolated per seed): "
-        "negative is above the frontier, so better. Dotted in the plot: the paper's 38.77 % avoided, and 95 % kept."
+        "How can one domain gain most while the others lose least? A *constant* share of the target leaves the rest "
+        "to the others evenly; `specific` is 100 %.\n\n"
+        "- *gain*: the relative fall of the target's loss against before fine-tuning; *kept*: the same relative to "
+        "that of `specific` with the same seed.\n"
+        "- *degradation*: the mean relative rise of the others' losses (those that fell count as 0); *less*: the "
+        "share of that of `specific` that was avoided.\n"
+        "- *beyond*: a dynamic rule's degradation minus that of constant shares at the same gain, per seed; negative "
+        "is better. It is interpolated in a straight line from share to share, *between* those named (by the mean "
+        "gain): where their frontier is convex the line lies above it, which favours the rule; past the largest gain "
+        "of a share (*flat*) the frontier is not extended, which favours the shares.\n"
+        "- *test passed*: at how many of the updates that tested it did the rule's test hold.\n"
+        "- `held 0.6` starts at 98 % and does not come down in the first 60 % of the run; with `test off` (epsilon 0) "
+        "the target's share is a pure schedule, only the rest is still divided by measurement.\n\n"
+        "Dotted in the plot: the paper's 38.77 % avoided, and 95 % kept."
     ),
     "Sensitivity": "One value changed at a time, against the default with the same seed.",
     "Ablations": "One part of the method changed at a time. Negative results stay.",
@@ -52,7 +60,8 @@ ABOUT = {
 INTERVALS = (
     "Brackets are 95 % t intervals over seeds, of paired differences or of ratios to the same seed's run; `*` means "
     "that the interval leaves 0 out (called significant here), `**` (bold in sentences) that it also survives Holm's "
-    "correction over the strategies of its table; single comparisons planned in advance are not corrected. They say "
+    "correction over the strategies of its table; single comparisons planned in advance are not corrected. A mean "
+    "without brackets has one seed, or seeds that are all alike: too little to say. Intervals say "
     "what another order of the training rows would change, not what another model or other data would."
 )
 

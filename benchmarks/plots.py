@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparisons import average, interval
+from comparisons import interval
 from outcomes import (
     NEARLY_ALL,
     PUBLISHED_LESS,
@@ -25,10 +25,11 @@ GREYS = ("#c8c8c8", "#101010")  # least and largest constant share
 
 
 def short(name: str) -> str:
-    """A run's name without its target, a constant share in percent."""
-    name = name.split(": ", 1)[-1]
+    """A run's name without its target, a constant share in percent, a variant in brackets so that lists can be read."""
+    name, _, variant = name.split(": ", 1)[-1].partition(", ")
     share = re.fullmatch(r"share ([0-9.]+)", name)
-    return f"{float(share[1]):.0%} constant".replace("%", " %") if share else name
+    name = f"{float(share[1]):.0%} constant".replace("%", " %") if share else name
+    return f"{name} ({variant})" if variant else name
 
 
 def _looks(bases: Sequence[Base], target: str) -> dict[str, dict]:
@@ -68,16 +69,20 @@ def plot_checkpoints(bases: Sequence[Base], target: str, path: Path) -> Path:
     return save_png(figure, path)
 
 
+def constant_points(base: Base, target: str) -> dict[str, list[float]]:
+    """Gain kept and degradation avoided by constant share, in %, over the seeds that `specific` has too."""
+    of = [measures(target)[key] for key in ("kept", "less")]
+    names = constant_shares(base, target)
+    return {name: [100 * interval(by_seed(base, name, measure).values()).mean for measure in of] for name in names}
+
+
 def plot_frontier(bases: Sequence[Base], target: str, path: Path) -> Path:
     """Target gain kept against degradation avoided, a panel per base, with 95 % intervals; returns the path."""
     figure, looks = new_figure(1 + 5.2 * len(bases), 5.6), _looks(bases, target)
     panels = figure.subplots(1, len(bases), squeeze=False)
     kept, less = measures(target)["kept"], measures(target)["less"]
     for base, axes in zip(bases, panels[0], strict=True):
-        points = {
-            name: [100 * average(by_seed(base, name, measure).values()) for measure in (kept, less)]
-            for name in constant_shares(base, target)
-        }
+        points = constant_points(base, target)
         axes.plot(*zip(*points.values(), strict=True), color="black", marker="o", ms=4, label="constant shares")
         for name, point in points.items():
             text = "100 %" if name.endswith(": specific") else short(name).removesuffix(" constant")

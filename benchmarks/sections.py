@@ -1,7 +1,9 @@
 """The sections of the page: tables of the results, and sentences that follow from the numbers in them."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 
 from comparisons import Comparison, average, corrected, deviation, interval, paired, said
 from outcomes import (
@@ -18,6 +20,7 @@ from outcomes import (
     mean_loss,
     measures,
     meets,
+    neighbours,
     total_variation,
     weighted_accuracy,
     weighted_loss,
@@ -57,9 +60,10 @@ def ranged(c: Comparison, digits: int = 4, factor: float = 1, sign: str = "", n:
     """`mean [low, high] marks`, with the number of pairs where it is not `n`; `sign` is `+` for differences."""
     if math.isnan(c.mean):
         return "-"
-    mean, low, high = ("-" if math.isnan(v) else f"{factor * v:{sign}.{digits}f}" for v in (c.mean, c.low, c.high))
+    mean, low, high = (f"{factor * v:{sign}.{digits}f}" for v in (c.mean, c.low, c.high))
+    bounds = "" if math.isnan(c.low) else f" [{low}, {high}]"
     few = f" (n = {c.n})" if n is not None and c.n != n else ""
-    return f"{mean} [{low}, {high}]{few}" + (f" {c.mark}" if sign and c.mark else "")
+    return f"{mean}{bounds}{few}" + (f" {c.mark}" if sign and c.mark else "")
 
 
 # --- machine and bases -------------------------------------------------------------------------------------------
@@ -67,15 +71,36 @@ def ranged(c: Comparison, digits: int = 4, factor: float = 1, sign: str = "", n:
 
 def machine(sessions: Sequence[Mapping], bases: Sequence[Base]) -> str:
     """What ran where and for how long, and what is known about the base models."""
-    lines = []
-    for session in sessions:
-        facts = ", ".join(f"{key} {session[key]}" for key in session if key not in ("command", "began", "wall_seconds"))
-        lines.append(f"- {session['began']}: `{session['command']}` ({session['wall_seconds'] / 3600:.2f} h; {facts})")
-    lines = lines or ["No record of the commands was found."]
+    lines = commands(sessions) or ["- No record of the commands was found."]
     trained = [run["seconds"] for base in bases for runs in base.runs.values() for run in runs.values()]
     if trained:
         lines.append(f"- {len(trained)} runs, {sum(trained) / 3600:.1f} h of training, {average(trained):.0f} s a run.")
     return "\n".join([*lines, *("\n" + base_facts(base) for base in bases)])
+
+
+def commands(sessions: Sequence[Mapping]) -> list[str]:
+    """A line with the facts that all sessions share, and one per session; folders by their last name."""
+    facts = [
+        {key: value for key, value in session.items() if key not in ("command", "began", "wall_seconds")}
+        for session in sessions
+    ]
+    shared = {key: value for key, value in (facts or [{}])[0].items() if all(f.get(key) == value for f in facts)}
+    lines = [f"- {listed(f'{key} {value}' for key, value in shared.items())}"] if shared else []
+    for session, own in zip(sessions, facts, strict=True):
+        different = "".join(f"; {key} {value}" for key, value in own.items() if key not in shared)
+        command = re.sub(r"(?<![^\s=])/\S*/(?=[^\s/]+)", "", session["command"])
+        lines.append(f"- {session['began']}: `{command}` ({session['wall_seconds'] / 3600:.2f} h{different})")
+    return lines
+
+
+def described(settings: Mapping, under: str = "") -> Iterator[str]:
+    """`key value` of every setting, those of a stage after its name; a folder by its last name."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from described(value, f"{under}{key} ")
+        elif value is not None:
+            shown = PurePath(value).name if key == "model" else f"{value:g}" if type(value) in (int, float) else value
+            yield f"{under}{key} {shown}"
 
 
 def base_facts(base: Base) -> str:
@@ -86,19 +111,27 @@ def base_facts(base: Base) -> str:
         distance = total_variation(base.weights, facts["detected"])
         words.append(f"Detected and true mixture are {distance:.3f} apart (total variation).")
     words.append("Seconds: " + ", ".join(f"{key} {value:.0f}" for key, value in seconds.items()) + ".")
-    numbers = [f"{key} {value:g}" for key, value in facts["settings"].items() if isinstance(value, (int, float))]
-    words += [f"Settings: {listed(numbers)}."] if numbers else []
+    settings = facts["settings"]
+    if {"prompt_tokens", "output_tokens"} <= settings.keys():
+        prompt, output = settings["prompt_tokens"], settings["output_tokens"]
+        words.append(f"Rows are cut to {prompt + output} tokens ({prompt} of the prompt, {output} of the output).")
+    words.append("A seed changes only the order of the training rows.")
+    words += [f"Settings: {listed(described(settings))}."] if settings else []
+    if base.left_out:
+        names = listed(f"`{name}`" for name in sorted(set(base.left_out)))
+        words.append(f"{len(base.left_out)} run files left out, not planned (so) any more: {names}.")
     rows = [
         ("true share of documents", "mixture", 3),
         ("detected", "detected", 3),
-        ("reference loss", "references", 4),
-        ("loss before", "losses", 4),
+        ("reference loss (probe rows)", "references", 4),
+        ("loss before (test rows)", "losses", 4),
         ("accuracy before (%)", "accuracy", 1),
         ("questions", "num_questions", 0),
         ("training rows", "rows", 0),
+        ("test rows", "num_test_rows", 0),
     ]
     cells = [
-        [title, *(number((facts[key] or {}).get(d), digits, 100 if key == "accuracy" else 1) for d in base.domains)]
+        [title, *(number((facts.get(key) or {}).get(d), digits, 100 if key == "accuracy" else 1) for d in base.domains)]
         for title, key, digits in rows
     ]
     return " ".join(words) + "\n\n" + table(["", *base.domains], cells)
@@ -206,11 +239,12 @@ def expansion_of(base: Base, target: str) -> str:
     for name in names:
         values = {key: list(by_seed(base, name, measure).values()) for key, measure in of.items()}
         n, kept, less = len(base.runs[name]), interval(values["kept"]), interval(values["less"])
-        distance = ranged(found[name], 2, 100, "+", n) if name in found else ""
+        distance = [ranged(found[name], 2, 100, "+", n), between(base, target, name)] if name in found else ["", ""]
         percent = [spread(values[key], 2, 100) for key in ("gain", "degradation", "change")]
-        cells = [percent[0], ranged(kept, 1, 100, n=n), percent[1], ranged(less, 1, 100, n=n), percent[2], distance]
+        cells = [percent[0], ranged(kept, 1, 100, n=n), percent[1], ranged(less, 1, 100, n=n), percent[2]]
         share = number(average(values["share"]), 1, 100)
-        rows.append([short(name), str(n), share, *cells, "yes" if meets(kept, less) else "no"])
+        rows.append([short(name), str(n), share, *cells, *distance, passed(base, name, values["passed"])])
+        rows[-1].append("yes" if meets(kept, less) else "no")
     header = [
         "rule (all in %)",
         "n",
@@ -221,8 +255,22 @@ def expansion_of(base: Base, target: str) -> str:
         "less",
         "others' mean change (sd)",
     ]
-    header += ["beyond (points)", f"> {100 * PUBLISHED_LESS:.2f} less at >= {100 * NEARLY_ALL:.0f} kept"]
+    header += ["beyond (points)", "between", "test passed (updates)"]
+    header += [f"> {100 * PUBLISHED_LESS:.2f} less at >= {100 * NEARLY_ALL:.0f} kept"]
     return "\n\n".join([f"**{base.name}, target {target}**", *frontier_words(base, target), table(header, rows)])
+
+
+def between(base: Base, target: str, name: str) -> str:
+    """The constant shares that a rule's gain lies between; one of them where the frontier is taken as flat."""
+    shares = [short(share).removesuffix(" constant") for share in neighbours(base, target, name)]
+    shares = ["100 %" if share == "specific" else share for share in shares]
+    return " and ".join(shares) + (", flat" if len(shares) == 1 else "") if shares else "-"
+
+
+def passed(base: Base, name: str, counts: Sequence[float]) -> str:
+    """`passes of tests`, means over the seeds; `-` where the rule has no test."""
+    tests = average(len(run["tests"]) for run in base.runs[name].values())
+    return "-" if math.isnan(average(counts)) else f"{average(counts):.1f} of {tests:g}"
 
 
 def beyond(base: Base, target: str) -> dict[str, Comparison]:
@@ -268,16 +316,19 @@ def sensitivity(bases: Sequence[Base]) -> str:
 
 def sensitivity_of(bases: Sequence[Base], key: str) -> str:
     """One key: mean loss, or gain kept and degradation avoided where the key is one of expansion."""
-    target = next((t for base in bases for t in [target_of(base, key)] if t), None)
-    of = measures(target) if target else {}
-    wanted = (
-        [("kept (%)", of["kept"], 100, 1, False), ("less (%)", of["less"], 100, 1, False)] if target else YARDSTICKS[:1]
-    )
-    default, rows, words = f"{target}: versatune" if target else DEFAULT, [], []
+    rows, words, titles, targets = [], [], [], []
     for base in bases:
         names = [name for name in base.of_part("sensitivity") if SENSITIVITY.fullmatch(name)["key"] == key]
-        if not names or default not in base.runs:
+        if not names:
             continue
+        target = target_of(base, key)
+        default, where = (f"{target}: versatune", f"{base.name}, {target}") if target else (DEFAULT, base.name)
+        if default not in base.runs:
+            words.append(f"- {where}: `{default}` has not run, so nothing is compared.")
+            continue
+        of = measures(target) if target else {}
+        wanted = [(f"{title} (%)", of[title], 100, 1, False) for title in ("kept", "less")] if of else YARDSTICKS[:1]
+        titles, targets = [title for title, *_ in wanted], [*targets, target]
         compared = [against(base, names, default, measure) for _, measure, *_ in wanted]
         for name in sorted([*names, default], key=lambda name: value_of(base, name, key)):
             cells = [spread(list(by_seed(base, name, measure).values()), d, f) for _, measure, f, d, _ in wanted]
@@ -285,13 +336,12 @@ def sensitivity_of(bases: Sequence[Base], key: str) -> str:
                 "default" if name == default else ranged(c[name], d, f, "+", len(base.runs[name]))
                 for c, (_, _, f, d, _) in zip(compared, wanted, strict=True)
             ]
-            rows.append([f"{value_of(base, name, key):g}", base.name, str(len(base.runs[name])), *cells])
+            rows.append([f"{value_of(base, name, key):g}", where, str(len(base.runs[name])), *cells])
         for c, (title, *_, lower) in zip(compared, wanted, strict=True):
-            words.append(f"- {base.name}, {title}: {said(c, lower, 'the default')}")
-    titles = [title for title, *_ in wanted]
+            words.append(f"- {where}, {title}: {said(c, lower, 'the default')}")
     header = [key, "base", "n", *(f"{title}, mean (sd)" for title in titles), *(f"{t} - default" for t in titles)]
-    about = f"**{key}**" + (f" (expansion of {target})" if target else "")
-    return "\n\n".join([about, "\n".join(words), table(header, rows)]) if rows else f"{about}: `{default}` has not run."
+    about = f"**{key}**" + (" (one domain raised above the others)" if any(targets) else "")
+    return "\n\n".join([about, "\n".join(words), *([table(header, rows)] if rows else [])])
 
 
 def target_of(base: Base, key: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from comparisons import Comparison, average, grouped, interval, verdict
+from comparisons import UNKNOWN, Comparison, average, corrected, grouped, interval, verdict
 from outcomes import (
     NEARLY_ALL,
     PUBLISHED_LESS,
@@ -11,6 +11,7 @@ from outcomes import (
     against,
     by_seed,
     constant_shares,
+    dynamic_rules,
     mean_accuracy,
     mean_loss,
     measures,
@@ -24,7 +25,7 @@ VERDICTS = {
     "better": "significantly better",
     "worse": "significantly worse",
     "same": "no difference shown",
-    "unknown": "too few seeds to say",
+    "unknown": UNKNOWN,
 }
 
 
@@ -90,26 +91,24 @@ def told(bases: Sequence[Base], about: str, ours: str, other: str, measure: Meas
 def difference(c: Comparison, accuracy: bool) -> str:
     """With its interval and unit, for a sentence."""
     factor, digits, unit = (100, 1, "points") if accuracy else (1, 4, "nats")
-    bounds = f", 95 % {factor * c.low:+.{digits}f} to {factor * c.high:+.{digits}f}" if c.n > 1 else ""
+    bounds = f", 95 % {factor * c.low:+.{digits}f} to {factor * c.high:+.{digits}f}" if c.low == c.low else ""
     return f"{factor * c.mean:+.{digits}f} {unit}{bounds}, n = {c.n}"
 
 
 def lowest(bases: Sequence[Base], measure: Measure, about: str) -> str:
-    """The strategy with the lowest mean on each base, and whether it differs significantly from uniform."""
+    """The strategy furthest below uniform over the seeds of both, and whether it differs significantly from it."""
     parts = []
     for base in bases:
-        names = base.of_part("fostering")
-        means = {name: average(by_seed(base, name, measure).values()) for name in names}
-        means = {name: mean for name, mean in means.items() if mean == mean}
-        if len(means) < 2 or "uniform" not in means:
+        found = against(base, base.of_part("fostering"), "uniform", measure)
+        found = {name: c for name, c in found.items() if c.n}
+        if not found:
             continue
-        best = min(means, key=means.get)
-        shown = ""
+        best, c = min(found.items(), key=lambda item: item[1].mean)
+        best, shown = best if c.mean < 0 else "uniform", ""
         if best != "uniform":
-            c = against(base, list(means), "uniform", measure)[best]
             sure = ", after correction too" if c.survives else ", not after correction" if c.significant else ""
             shown = f", against uniform {VERDICTS[verdict(c, lower_is_better=True)]}{sure}"
-        parts.append(f"`{best}` on {base.name} ({means[best]:.4f}{shown})")
+        parts.append(f"`{best}` on {base.name} ({average(by_seed(base, best, measure).values()):.4f}{shown})")
     return f"{about}: {'; '.join(parts)}." if parts else ""
 
 
@@ -126,15 +125,19 @@ def uniform_sentence(bases: Sequence[Base]) -> str:
     found = {
         name: verdict(c, lower_is_better=True) for name, c in compared(bases, DEFAULT, "uniform", mean_loss).items()
     }
-    worse, better = ([name for name in found if found[name] == key] for key in ("worse", "better"))
+    better, worse, same, unknown = (listed(name for name in found if found[name] == key) for key in VERDICTS)
     if worse:
-        parts.append(f"`{DEFAULT}` is significantly worse than uniform on {listed(worse)}: uniform is the safe choice")
+        parts.append(f"`{DEFAULT}` is significantly worse than uniform on {worse}: uniform is the safe choice")
     elif better:
-        parts.append(f"`{DEFAULT}` is never significantly worse than uniform, and better on {listed(better)}")
+        others = [f"on {same} no difference is shown"] * bool(same) + [f"on {unknown}: {UNKNOWN}"] * bool(unknown)
+        never = "" if unknown else "never significantly worse than uniform, and "
+        parts.append("; ".join([f"`{DEFAULT}` is {never}significantly better than uniform on {better}", *others]))
+    elif unknown and not same:
+        parts.append(f"{UNKNOWN} about `{DEFAULT}` against uniform on {unknown}")
     elif found:
-        parts.append(
-            f"`{DEFAULT}` is not shown to differ from uniform, which is simpler and needs no probe: take uniform"
-        )
+        shown = f"`{DEFAULT}` is not shown to differ from uniform" + (f" on {same}" if unknown else "")
+        shown += f" ({unknown}: {UNKNOWN})" if unknown else ""
+        parts.append(f"{shown}; uniform is simpler and needs no probe: take uniform")
     return f"{EQUAL}, {'; '.join(parts)}." if parts else ""
 
 
@@ -158,28 +161,105 @@ def expansion_sentences(bases: Sequence[Base]) -> list[str]:
         return []
     met = everywhere([set(map(short, meeting(base, target))) for base, target in places])
     fixed = {short(name) for base, target in places for name in constant_shares(base, target)}
-    where = listed(f"{target} on {base.name}" for base, target in places)
     shares, rules = [name for name in met if name in fixed], [name for name in met if name not in fixed]
     above = everywhere([set(above_frontier(base, target)) for base, target in places])
-    good = [name for name in rules if name in above]
-    sentences = [
+    where = listed(f"{target} on {base.name}" for base, target in places)
+    ran = [{short(name) for name in dynamic_rules(base, target)} for base, target in places]
+    missing = sorted(set.union(*ran) - set.intersection(*ran))
+    return [
         f"Expansion ({where}): more than {100 * PUBLISHED_LESS:.2f} % less degradation than `specific` with at least "
         f"{100 * NEARLY_ALL:.0f} % of its gain, on average over the seeds, is reached everywhere by these constant "
-        f"shares: {listed(shares) or 'none'}; by these dynamic rules: {listed(rules) or 'none'}.",
+        f"shares: {listed(shares) or 'none'}; by these dynamic rules: {called(rules) or 'none'}.",
         "Significantly less degradation than constant shares at equal gain, everywhere and after correction: "
-        f"{listed(above) or 'no dynamic rule'}.",
+        f"{called(above) or 'no dynamic rule'}.",
+        f"Not run everywhere, so in none of these lists: {called(missing)}." if missing else "",
+        advice(places, shares, [name for name in above if name in rules], [n for n in above if n not in rules]),
+        schedule_sentence(places),
     ]
+
+
+def advice(places: Sequence[tuple[Base, str]], shares: list[str], good: list[str], other: list[str]) -> str:
+    """What to take, if the seeds allow to say.
+
+    Args:
+        places: Bases and targets.
+        shares: Constant shares that meet the paper's figure everywhere.
+        good: Rules that do, too, and are above the frontier everywhere.
+        other: Rules that only are above the frontier everywhere.
+    """
+    doubtful = {short(name) for place in places for name, c in beyond(*place).items() if c.n and c.p != c.p}
+    if doubtful and not good + other:
+        return f"{UNKNOWN} which rules are worth their probe: {called(sorted(doubtful))}."
+    least = f"at {100 * NEARLY_ALL:.0f} % kept"
+    kept = {name: min(average_kept(base, target, name) for base, target in places) for name in other}
+    enough = [name for name in other if kept[name] >= NEARLY_ALL]
+    lower = [f"{called([name])} ({100 * kept[name]:.1f} % kept or more)" for name in other if name not in enough]
+    take = f"take a constant share ({listed(shares)})" if shares else "choose a constant share on the frontier"
     if good:
-        sentences.append(f"So for expansion take: {listed(good)}.")
-    elif shares:
-        sentences.append(
-            f"So for expansion no dynamic rule is worth its probe here: take a constant share ({listed(shares)})."
-        )
+        parts = [f"take: {called(good)}"]
+    elif enough:
+        parts = [f"{least} these beat constant shares, but avoid less than the paper's figure: {called(enough)}"]
+    elif lower:
+        parts = [f"{least} no dynamic rule is shown to be worth its probe here: {take}"]
     else:
-        sentences.append(
-            "So for expansion choose a constant share on the frontier: how much gain for how much degradation."
-        )
-    return sentences
+        parts = [f"no dynamic rule is shown to be worth its probe here: {take}"]
+    parts += [f"at lower gain these beat constant shares: {listed(lower)}"] if lower else []
+    return f"So for expansion {'; '.join(parts)}."
+
+
+def average_kept(base: Base, target: str, rule: str) -> float:
+    """Share of the gain of `specific` that a rule keeps, mean over the seeds."""
+    return interval(by_seed(base, f"{target}: {rule}", measures(target)["kept"]).values()).mean
+
+
+def called(names: Sequence[str]) -> str:
+    """Separated by commas, a rule whose test is off called what it is."""
+    return listed(name.replace("(test off)", "(test off: a pure schedule)") for name in names)
+
+
+def schedule_sentence(places: Sequence[tuple[Base, str]]) -> str:
+    """Whether a rule's measured test changes anything against the same schedule with the test off."""
+    pairs = [(*place, name, control) for place in places for name, control in controlled(*place)]
+    found = corrected(
+        {
+            f"{short(name)} in {key} of {target} on {base.name}": pair(base, name, control, measures(target)[key])
+            for base, target, name, control in pairs
+            for key in ("degradation", "gain")
+        }
+    )
+    found = {title: c for title, c in found.items() if c.n}
+    differing, at_first, unknown = (
+        listed(f"{title} ({100 * c.mean:+.2f} points)" for title, c in found.items() if chosen(c))
+        for chosen in (lambda c: c.survives, lambda c: c.significant and not c.survives, lambda c: c.p != c.p)
+    )
+    about = f"With the measured test against the same schedule without it ({OFF[2:]}; {len(found)} comparisons)"
+    only = f" (only before correction: {at_first})" if at_first else ""
+    if differing:
+        return f"{about}: significantly different, after correction too: {differing}{only}."
+    if unknown:
+        return f"{about}: {UNKNOWN} whether the schedule (high early, down late) helps or the test{only}."
+    rules = listed(dict.fromkeys(short(name) for *_, name, _ in pairs))
+    equal = sum(c.low == c.high == 0 for c in found.values())
+    only += f" ({equal} of them equal to the last digit)" if equal else ""
+    return (
+        f"{about}, {rules}: no difference in degradation or gain is shown after correction{only}; what helps is the "
+        "schedule (high early, down late), not the measured test."
+    ) * bool(found)
+
+
+OFF = ", test off"  # how the name of a rule ends that moves the target by schedule alone
+
+
+def controlled(base: Base, target: str) -> list[tuple[str, str]]:
+    """Rules with the schedule of a control, and that control."""
+    rules = dynamic_rules(base, target)
+    controls = [name for name in rules if name.endswith(OFF)]
+    return [
+        (name, control)
+        for control in controls
+        for name in rules
+        if name != control and f"{name},".startswith(f"{control.removesuffix(OFF)},")
+    ]
 
 
 def above_frontier(base: Base, target: str) -> list[str]:
