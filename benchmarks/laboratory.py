@@ -70,15 +70,15 @@ TINY = Scale(
 REAL = Scale(
     prompt_tokens=64,
     output_tokens=32,
-    steps=40,
+    steps=32,
     batch=8,
     interval=8,
     learning_rate=2e-4,
     probe_rows=8,
     test_rows=32,
-    questions=24,
-    reference_epochs=1,
-    reference_rows=80,
+    questions=12,
+    reference_epochs=2,
+    reference_rows=48,
     lora=True,
 )
 GPU = replace(REAL, steps=200, batch=16, interval=20, probe_rows=32, test_rows=120, questions=60, reference_rows=400)
@@ -372,7 +372,7 @@ class Laboratory:
             seed=0,
         )
         texts = {d: [prompt_of(row) + row["output"] for row in rows] for d, (rows, _) in self._fine_tuning.items()}
-        samples = DETECTION["num_samples"] if self._given is None else 200
+        samples = DETECTION["num_samples"] if self._given is None else 128
         document = detect(
             generator,
             ClassifierJudge.fit(texts),

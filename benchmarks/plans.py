@@ -43,8 +43,9 @@ def expansion(base: str) -> dict[str, dict]:
 
 
 def crossed(base: str) -> dict[str, dict]:
-    """The same for its other targets."""
-    return _expanded(TARGETS.get(base, ())[1:])
+    """What matters most of it for the base's other targets."""
+    names = ("specific", *(f"share {share}" for share in SHARES[:4]), "held 0.6", "held 0.5")
+    return {name: block for name, block in _expanded(TARGETS.get(base, ())[1:]).items() if name.endswith(names)}
 
 
 def _expanded(targets: tuple[str, ...]) -> dict[str, dict]:
