@@ -84,6 +84,7 @@ REAL = Scale(
 GPU = replace(REAL, steps=200, batch=16, interval=20, probe_rows=32, test_rows=120, questions=60, reference_rows=400)
 PRETRAINING = {"steps": 300, "batch": 32, "learning_rate": 3e-3}
 DETECTION = {"num_samples": 1000, "iterations": 1, "max_new_tokens": 64}
+SHORT_DETECTION = DETECTION | {"num_samples": 128}  # of a real model
 
 
 def write_json(path: Path, document: dict) -> None:
@@ -179,6 +180,7 @@ class Laboratory:
     def __init__(self, name: str, data: Path, output: Path, scale: Scale, model: str | None = None) -> None:
         self.name, self.scale, self.folder = name, scale, output / name
         self._data, self._given = data, model
+        self._detection = SHORT_DETECTION if model else DETECTION
         self.file = self.folder / "base.json"
 
     @property
@@ -260,8 +262,8 @@ class Laboratory:
             ValueError: It was made with other settings than the runs would have now.
         """
         settings = asdict(self.scale) | {
-            "pretraining": PRETRAINING,
-            "detection": DETECTION,
+            "pretraining": None if self._given else PRETRAINING,
+            "detection": self._detection,
             "model": self._given,
             "data": self._digest(),
         }
@@ -368,16 +370,15 @@ class Laboratory:
             name=self.name,
             fingerprint=model_fingerprint(self.model),
             start_token_id=start,
-            max_new_tokens=DETECTION["max_new_tokens"] if self._given is None else 64,
+            max_new_tokens=self._detection["max_new_tokens"],
             seed=0,
         )
         texts = {d: [prompt_of(row) + row["output"] for row in rows] for d, (rows, _) in self._fine_tuning.items()}
-        samples = DETECTION["num_samples"] if self._given is None else 128
         document = detect(
             generator,
             ClassifierJudge.fit(texts),
-            num_samples=samples,
-            iterations=DETECTION["iterations"],
+            num_samples=self._detection["num_samples"],
+            iterations=self._detection["iterations"],
             folder=self.folder / "detection",
         )
         return {domain: float(document["proportions"][domain]) for domain in DOMAINS}

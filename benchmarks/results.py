@@ -31,7 +31,8 @@ def jobs(options) -> list[tuple[str, str, dict, int]]:
         for part in options.parts:
             for base in bases(options, part):
                 for name, block in plans.runs(part, base).items():
-                    wanted[(base, name, seed)] = block
+                    if not options.only or name in options.only:
+                        wanted[(base, name, seed)] = block
     return [(base, name, block, seed) for (base, name, seed), block in wanted.items()]
 
 
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("versatune-results"))
     parser.add_argument("--parts", nargs="+", choices=plans.PARTS, default=list(plans.PARTS[:-1]))
     parser.add_argument("--bases", nargs="+", choices=plans.BASES, default=list(plans.BASES))
+    parser.add_argument("--only", nargs="+", default=[], help="names of runs")
     parser.add_argument("--model", help="folder or name of a real model, for the part `real`")
     parser.add_argument("--seeds", type=int, default=5, help="orders of the training rows")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes with one thread each")
