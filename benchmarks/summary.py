@@ -172,10 +172,26 @@ def expansion_sentences(bases: Sequence[Base]) -> list[str]:
         f"shares: {listed(shares) or 'none'}; by these dynamic rules: {called(rules) or 'none'}.",
         "Significantly less degradation than constant shares at equal gain, everywhere and after correction: "
         f"{called(above) or 'no dynamic rule'}.",
-        f"Not run everywhere, so in none of these lists: {called(missing)}." if missing else "",
+        *counts(places),
+        f"Not run everywhere, so in none of the lists of everywhere: {called(missing)}." if missing else "",
         advice(places, shares, [name for name in above if name in rules], [n for n in above if n not in rules]),
         schedule_sentence(places),
     ]
+
+
+def counts(places: Sequence[tuple[Base, str]]) -> list[str]:
+    """Who meets the paper's figure, and who beats constant shares, at most of several places."""
+    found = {
+        "Both marks": [set(map(short, meeting(base, target))) for base, target in places],
+        "Significantly less degradation than constant shares": [set(above_frontier(*place)) for place in places],
+    }
+    sentences = []
+    for title, at in found.items():
+        number = {name: sum(name in names for names in at) for name in sorted(set.union(*at))}
+        most = [f"{called([name])} at {n}" for name, n in number.items() if len(places) / 2 < n < len(places)]
+        if most:
+            sentences.append(f"{title} at most of the {len(places)} places: {listed(most)}.")
+    return sentences
 
 
 def advice(places: Sequence[tuple[Base, str]], shares: list[str], good: list[str], other: list[str]) -> str:
@@ -195,12 +211,17 @@ def advice(places: Sequence[tuple[Base, str]], shares: list[str], good: list[str
     enough = [name for name in other if kept[name] >= NEARLY_ALL]
     lower = [f"{called([name])} ({100 * kept[name]:.1f} % kept or more)" for name in other if name not in enough]
     take = f"take a constant share ({listed(shares)})" if shares else "choose a constant share on the frontier"
+    ahead = [set(above_frontier(*place)) for place in places]
+    behind = set().union(*(below_frontier(*place) for place in places))
+    mostly = [n for n in sorted(set().union(*ahead) - behind) if 2 * sum(n in names for names in ahead) > len(places)]
     if good:
         parts = [f"take: {called(good)}"]
     elif enough:
         parts = [f"{least} these beat constant shares, but avoid less than the paper's figure: {called(enough)}"]
     elif lower:
         parts = [f"{least} no dynamic rule is shown to be worth its probe here: {take}"]
+    elif mostly:
+        parts = [f"no dynamic rule is better everywhere; better at most places and nowhere worse: {called(mostly)}"]
     else:
         parts = [f"no dynamic rule is shown to be worth its probe here: {take}"]
     parts += [f"at lower gain these beat constant shares: {listed(lower)}"] if lower else []
@@ -266,6 +287,11 @@ def above_frontier(base: Base, target: str) -> list[str]:
     """Rules whose degradation is significantly below that of constant shares at equal gain, corrected."""
     found = beyond(base, target)
     return [short(name) for name in grouped(found, lower_is_better=True)["better"] if found[name].survives]
+
+
+def below_frontier(base: Base, target: str) -> list[str]:
+    """Rules whose degradation is significantly above that of constant shares at equal gain, uncorrected."""
+    return [short(name) for name in grouped(beyond(base, target), lower_is_better=True)["worse"]]
 
 
 # --- the paper ---------------------------------------------------------------------------------------------------

@@ -427,6 +427,18 @@ def test_a_rule_is_recommended_only_if_it_stays_above_the_frontier_after_correct
     assert "So for expansion take: versatune." in summary([alone])
 
 
+@pytest.mark.parametrize(
+    ("third", "advice"),
+    [(0.075, "better at most places and nowhere worse: versatune."), (0.095, "no dynamic rule is shown to be worth")],
+)
+def test_a_rule_that_is_better_at_most_places_is_said_to_be_unless_it_is_worse_at_one(third, advice):
+    rises = {"tiny-0": 0.055, "tiny-1": 0.055, "tiny-2": third}  # constant shares at this gain: 0.075
+    bases = [make_base([*CONSTANT_SHARES, *expanded("medicine: versatune", 0.098, r)], n) for n, r in rises.items()]
+    text = summary(bases)
+    assert advice in text
+    assert "Significantly less degradation than constant shares at most of the 3 places: versatune at 2." in text
+
+
 def test_a_rule_above_the_frontier_at_lower_gain_is_not_called_worthless():
     base = make_base([*CONSTANT_SHARES, *expanded("medicine: versatune", 0.08, 0.01)])
     text = summary([base])
@@ -458,7 +470,7 @@ def test_one_seed_is_no_advice_and_rules_that_did_not_run_everywhere_are_named()
     one = Base(make_base([]).facts, single)
     assert "Too little to say which rules are worth their probe: start 0.9, versatune." in summary([one])
     other = make_base([*CONSTANT_SHARES, *runs[:5]], "tiny-1")
-    assert "Not run everywhere, so in none of these lists: start 0.9." in summary([one, other])
+    assert "Not run everywhere, so in none of the lists of everywhere: start 0.9." in summary([one, other])
     assert "Not run everywhere" not in summary([one])
 
 
