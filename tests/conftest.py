@@ -1,6 +1,5 @@
 """Shared by all tests: no network, no telemetry, one thread, and one tiny workspace."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -17,13 +16,6 @@ os.environ |= {
 
 hypothesis.settings.register_profile("ci", deadline=None)
 hypothesis.settings.load_profile("ci")
-
-
-@pytest.fixture(autouse=True)
-def _loggers_enabled():
-    """Hosts configure logging when they are imported, which disables loggers that the tests made before."""
-    for logger in list(logging.root.manager.loggerDict.values()):
-        logger.disabled = False
 
 
 @pytest.fixture(scope="session")
