@@ -83,6 +83,13 @@ def domains_of(rows) -> np.ndarray:
     return np.array(rows) // 1000
 
 
+def logger_of(caplog) -> logging.Logger:
+    """A logger of its own: once Axolotl was imported, pytest sees nothing of one made by name."""
+    logger = logging.Logger("streams", logging.INFO)
+    logger.addHandler(caplog.handler)
+    return logger
+
+
 def test_domains_are_dealt_out_as_the_sampler_does():
     run, sampler = Run(), MixtureSampler(dict(SIZES), START, block_size=BLOCK, num_samples=10**6, seed=3)
     for step in range(40):
@@ -91,8 +98,7 @@ def test_domains_are_dealt_out_as_the_sampler_does():
 
 
 def test_every_stream_is_read_in_its_order_and_begins_anew_where_it_ends(caplog):
-    caplog.set_level(logging.INFO, "tests.streams")
-    run = Run(streams(num_shards=1), logger=logging.getLogger("tests.streams"))
+    run = Run(streams(num_shards=1), logger=logger_of(caplog))
     read = np.concatenate([run.train() for _ in range(40)])
     for place, size in enumerate(SIZES.values()):
         of_domain = read[read // 1000 == place] - 1000 * place
@@ -183,12 +189,11 @@ ITS_STATE_DOES_NOT = {"a shuffle buffer"}
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_stream_is_resumed_exactly(kind, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "tests.streams")
 
     def build(state=None):
         stream = KINDS[kind](tmp_path)
         stream = stream if kind == "torch tensors" else stream.map(tokenised, remove_columns=["n"])
-        logger = logging.getLogger("tests.streams")
+        logger = logger_of(caplog)
         return Run({"all": stream}, state, num_steps=60, proportions=(1.0,), block_size=5, logger=logger)
 
     whole, read, states = build(), [], []
@@ -207,7 +212,6 @@ def test_every_kind_of_stream_is_resumed_exactly(kind, tmp_path, caplog):
 
 @pytest.mark.parametrize("sources", [1, 2])
 def test_streams_made_from_one_keep_their_places_apart(sources, caplog):
-    caplog.set_level(logging.INFO, "tests.streams")
     parts = [
         IterableDataset.from_generator(lambda first=first: ({"n": n} for n in range(first, first + 150)))
         for first in (0, 150)
@@ -219,7 +223,7 @@ def test_streams_made_from_one_keep_their_places_apart(sources, caplog):
             domain: base.filter(lambda row, third=third: (row["n"] % 3 == 0) == third).map(tokenised)
             for domain, third in (("law", False), ("medicine", True))
         }
-        return Run(parts, state, proportions=(0.4, 0.6), num_steps=30, logger=logging.getLogger("tests.streams"))
+        return Run(parts, state, proportions=(0.4, 0.6), num_steps=30, logger=logger_of(caplog))
 
     whole, read, states = build(), [], []
     for _ in range(25):
@@ -396,14 +400,13 @@ def test_a_stream_that_cannot_be_begun_anew_is_found_before_the_run(stream, mess
 
 @pytest.mark.parametrize("seed", [None, 7])
 def test_a_shuffle_that_seems_to_have_no_seed_is_told_at_the_start(caplog, seed):
-    caplog.set_level(logging.INFO, "tests.streams")
     ordered = numbers(0, 40).to_iterable_dataset(2)
     given = {
         "law": ordered.map(tokenised),
         "medicine": ordered.shuffle(seed=seed, buffer_size=9).map(tokenised),
         "code": interleave_datasets([ordered, ordered], probabilities=[0.5, 0.5], seed=seed).map(tokenised),
     }
-    Run(given, logger=logging.getLogger("tests.streams"))
+    Run(given, logger=logger_of(caplog))
     told = [record.message.split(" seems")[0] for record in caplog.records]
     assert told == ([] if seed else ["the stream of medicine", "the stream of code"])
 
