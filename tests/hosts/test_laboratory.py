@@ -21,7 +21,7 @@ def test_every_planned_run_is_a_block_the_product_takes(part):
         for name, block in plans.runs(part, base).items():
             config = VersaTuneConfig.model_validate(MEASURED | block)
             assert config.kind is not None, name
-            assert not set(config.unused) & set(block), name
+            assert not set(config.unused) - set(MEASURED), name
 
 
 def test_every_planned_run_has_a_file_of_its_own(tmp_path):
