@@ -2,9 +2,22 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How one of several things is drawn: told apart by its colour and, where colours repeat, by its pattern."""
+
+    colour: str
+    """As ``#rrggbb``."""
+    line: str
+    """Line style of matplotlib."""
+    hatch: str
+    """Hatch of matplotlib for areas; empty: none."""
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
@@ -55,3 +68,13 @@ def colours(number: int) -> list:
     from matplotlib import colormaps
 
     return [colormaps["turbo"](position) for position in np.linspace(0.05, 0.95, number)]
+
+
+def marks(number: int) -> list[Mark]:
+    """Marks that stay apart for the colour-blind: Okabe and Ito's eight colours, then again with other patterns."""
+    okabe_ito = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
+    patterns = [("-", ""), ("--", "///"), (":", "..."), ("-.", "xxx")]
+    return [
+        Mark(okabe_ito[position % len(okabe_ito)], *patterns[position // len(okabe_ito) % len(patterns)])
+        for position in range(number)
+    ]
