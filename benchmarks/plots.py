@@ -18,7 +18,7 @@ from outcomes import (
     measures,
 )
 
-from versatune_plugin.drawing import colours, label, new_figure, save_png
+from versatune_plugin.drawing import label, marks, new_figure, save_png
 
 MARKERS = "osD^vP*Xh<>pd"
 GREYS = ("#c8c8c8", "#101010")  # least and largest constant share
@@ -36,8 +36,8 @@ def _looks(bases: Sequence[Base], target: str) -> dict[str, dict]:
     """Colour and marker of every dynamic rule, the same in all plots of a target."""
     names = list(dict.fromkeys(name for base in bases for name in dynamic_rules(base, target)))
     return {
-        name: {"color": colour, "marker": MARKERS[number % len(MARKERS)]}
-        for number, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True))
+        name: {"color": mark.colour, "marker": MARKERS[number % len(MARKERS)]}
+        for number, (name, mark) in enumerate(zip(names, marks(len(names)), strict=True))
     }
 
 

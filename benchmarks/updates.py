@@ -85,6 +85,7 @@ class Trainer:
     probe_share = None
     num_rows_by_domain = SIZES
     args = SimpleNamespace(world_size=1)
+    callback_handler = SimpleNamespace(callbacks=[])
 
     def __init__(self, sampler) -> None:
         self.feed = self.mixture_sampler = sampler

@@ -75,7 +75,7 @@ def test_options_table_lists_every_option_with_its_default():
         "detection.judge.": sections.JudgeConfig,
         "reference.": sections.ReferenceConfig,
     }
-    filled_by_the_plugin = {"dataset_domains", "test_dataset_domains", "only_domain", "loss_unit"}
+    filled_by_the_plugin = {"dataset_domains", "test_dataset_domains", "only_domain", "loss_unit", "sources"}
     documented = {row[0]: row[1] for row in table("| key | default |")}
     fields = {prefix + name: field for prefix, block in blocks.items() for name, field in block.model_fields.items()}
     inner = {prefix.removesuffix(".") for prefix in blocks if prefix}

@@ -15,6 +15,8 @@ HEAVY = (
     "axolotl",
     "accelerate",
     "datasets",
+    "jinja2",
+    "lm_eval",
     "pyarrow",
     "pandas",
     "matplotlib",

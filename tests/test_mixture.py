@@ -171,7 +171,7 @@ def test_a_state_of_other_domains_is_refused():
 
 def test_a_state_of_another_version_is_refused():
     state = make_mixture().state_dict() | {"version": 99}
-    with pytest.raises(ValueError, match="version 99, this release reads 4"):
+    with pytest.raises(ValueError, match="version 99, this release reads 5"):
         make_mixture().load_state_dict(state)
 
 
@@ -294,6 +294,28 @@ def test_the_error_of_a_change_is_told_from_pieces_of_this_measurement_and_the_l
     # R = 3.5/3; residuals 1.5 - R * 1 = 1/3 and 2 - R * 2 = -1/3, of rows with 1/3 and 2/3 of the loss before:
     # (1/9 / (2/3) + 1/9 / (1/3)) / 3**2 = 0.5 / 9
     assert update.forgetting_error == pytest.approx([np.sqrt(0.5) / 3, 0, 0], abs=1e-12)
+
+
+def test_the_change_since_the_start_is_of_measured_losses_and_has_the_error_of_a_change_on_the_same_rows():
+    mixture = smoothed()
+    first = mixture.observe(np.array([1.5, 1, 1]), pieces([1.0, 2.0]))
+    assert first.change_since_start.tolist() == first.change_since_start_error.tolist() == [0, 0, 0]
+    mixture.update(np.array([1.6, 1, 1]), 1, pieces([1.2, 2.0]))
+    state = json.loads(json.dumps(mixture.state_dict()))
+    mixture = smoothed()
+    mixture.load_state_dict(state)
+    update = mixture.update(np.array([1.75, 0.5, 1]), 2, pieces([1.5, 2.0]))
+    assert update.change_since_start == pytest.approx([0.25 / 1.5, -0.5, 0], abs=1e-12)
+    assert update.change_since_start_error[0] == pytest.approx(np.sqrt(0.5) / 3, abs=1e-12)  # as in the test above
+
+
+def test_the_change_since_the_start_begins_anew_with_other_probe_rows():
+    mixture = make_mixture()
+    mixture.observe(np.array([1.5, 1, 1]), pieces([1.0, 2.0]))
+    others = pieces([1.0, 2.0])
+    others[1, 0, 0] = 7
+    update = mixture.update(np.array([3.0, 2, 1]), 1, others)
+    assert update.change_since_start.tolist() == update.change_since_start_error.tolist() == [0, 0, 0]
 
 
 def test_losses_come_with_their_errors_also_where_an_update_is_skipped():

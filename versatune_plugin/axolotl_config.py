@@ -17,6 +17,13 @@ from versatune_plugin.domains import is_domain_name, nearest
 BY_COLUMN = ""
 """Stands for the domain of a dataset whose rows name their domain themselves."""
 
+INTERNAL_KEYS = tuple(
+    key
+    for key, field in VersaTuneConfig.model_fields.items()
+    if (field.description or "").startswith("Filled by the plugin")
+)
+"""Keys of the block that no user writes; they carry what is known on to Ray workers and reference runs."""
+
 UNUSED_IN_PACKING = {
     "sample_packing_group_size": "a window of draws is packed before every optimizer step",
     "sample_packing_mp_start_method": "one process packs",
@@ -107,6 +114,37 @@ def _stream_problems(cfg: Mapping, block: Mapping, found: list[str]) -> list[str
     if isinstance(accelerator, Mapping) and accelerator.get("dispatch_batches"):
         problems.append("accelerator_config.dispatch_batches: every process reads the streams itself: set it to false")
     return problems
+
+
+def loader_settings(cfg: Mapping) -> tuple[dict, str]:
+    """Keys of Axolotl's data loader that are set where the YAML leaves them out, and why."""
+    if cfg.get("streaming"):
+        settings: dict = {"accelerator_config": {**(cfg.get("accelerator_config") or {}), "dispatch_batches": False}}
+        if cfg.get("dataloader_num_workers") is None:  # Axolotl would set 1 or more
+            settings["dataloader_num_workers"] = 0
+        return settings, "streams are read where new proportions are known"
+    keys = ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory")
+    if any(cfg.get(key) is not None for key in keys):
+        return {}, ""
+    # Axolotl's own default prefetches 256 batches per worker: new proportions would act that much later
+    return {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 2}, "new proportions act soon"
+
+
+def unused_in_packing(cfg: Mapping) -> list[str]:
+    """Keys of Axolotl's packing that the YAML gives in vain."""
+    if not cfg.get("sample_packing"):
+        return []
+    return [
+        f"{key} has no effect under versatune: {instead}"
+        for key, instead in UNUSED_IN_PACKING.items()
+        if cfg.get(key) is not None
+    ]
+
+
+def internal_key_problems(block) -> list[str]:
+    """Keys that only the plugin fills in, where a user has written them."""
+    given = [key for key in INTERNAL_KEYS if isinstance(block, Mapping) and block.get(key) is not None]
+    return [f"versatune.{key}: filled by the plugin, not by you: leave it out" for key in given]
 
 
 def rows_per_step(cfg: Mapping) -> int:

@@ -38,7 +38,7 @@ def load_domains(
     it is about is loaded.
 
     Raises:
-        ValueError: A domain cannot be loaded; the message names it.
+        ValueError: Domains cannot be loaded; the message names each of them.
     """
     train_entries = _entries_by_domain(cfg, cfg.datasets, config.dataset_domains, config)
     test_entries = _entries_by_domain(cfg, cfg.test_datasets or [], config.test_dataset_domains, config)
@@ -46,7 +46,7 @@ def load_domains(
     ordered = [d for d in [*named, *(d for d in train_entries if d not in named)] if d in train_entries]
     if not ordered:
         raise ValueError(f"versatune: no row of the datasets is of domain {config.only_domain!r}")
-    train, heldout = {}, {}
+    train, heldout, problems = {}, {}, []
     for domain in ordered:
         sub = copy.deepcopy(cfg)
         sub.datasets = train_entries[domain]
@@ -60,10 +60,13 @@ def load_domains(
                 sub.dataset_prepared_path = str(_prepared_path(cfg, domain, sub.datasets, sub.test_datasets))
                 meta = load_datasets(cfg=sub)
                 train[domain], heldout_rows = meta.train_dataset, meta.eval_dataset
-        except ValueError as error:
-            raise ValueError(f"versatune: the datasets of domain {domain!r} cannot be loaded: {error}") from error
+        except (ValueError, OSError) as error:
+            problems.append(f"the datasets of domain {domain!r} cannot be loaded: {error}")
+            continue
         if heldout_rows is not None:
             heldout[domain] = heldout_rows
+    if problems:
+        raise ValueError("versatune: " + "\n  ".join(problems))
     for domain in test_entries:
         if domain not in train:
             raise ValueError(f"versatune: test_datasets have rows of domain {domain!r}, datasets have none")

@@ -19,15 +19,11 @@ from versatune_plugin.trainer_checks import describe_model
 logger = logging.getLogger("axolotl.versatune")
 
 
-def make_what_is_missing(config: VersaTuneConfig, raw: Mapping) -> None:
-    """Where a file that the block needs is missing, have it made: as one process here, under several by the user.
-
-    Args:
-        config: The block.
-        raw: The YAML as the user wrote it, with what the command line changed.
+def missing_files(config: VersaTuneConfig) -> dict[str, Path]:
+    """Files that the block needs and that are not there, by the command that makes them.
 
     Raises:
-        RuntimeError: It cannot be made here; the message gives the command.
+        RuntimeError: The block does not say how one is to be made.
     """
     missing = {
         action: file
@@ -39,6 +35,20 @@ def make_what_is_missing(config: VersaTuneConfig, raw: Mapping) -> None:
             f"versatune.reference_losses: {missing['references']} does not exist; give the numbers, the right path, or "
             "`reference: {model: ...}` to make it with"
         )
+    return missing
+
+
+def make_what_is_missing(config: VersaTuneConfig, raw: Mapping) -> None:
+    """Where a file that the block needs is missing, have it made: as one process here, under several by the user.
+
+    Args:
+        config: The block.
+        raw: The YAML as the user wrote it, with what the command line changed.
+
+    Raises:
+        RuntimeError: It cannot be made here; the message gives the command.
+    """
+    missing = missing_files(config)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if missing and num_processes > 1:
         commands = [f"axolotl versatune-{action} {_config_in_arguments()}" for action in missing]
@@ -75,10 +85,18 @@ def with_measurements(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping
     Raises:
         ValueError: A file does not fit; with all reasons and what to do.
     """
-    domains, base = tuple(train), detection_run.base_model_of(raw)
+    return with_references(with_start(config, cfg, raw, tuple(train)), cfg, train, heldout)
+
+
+def with_start(config: VersaTuneConfig, cfg, raw: Mapping, domains: tuple[str, ...]) -> VersaTuneConfig:
+    """The first half of `with_measurements`: the numbers of a detection.json."""
     texts = fitted_on_rows if cfg.streaming else lambda: detection_run.texts_of(raw, config)
-    config = detection_run.with_detected_start(config, domains, base, texts, logger)
-    file = config.references_file
+    return detection_run.with_detected_start(config, domains, detection_run.base_model_of(raw), texts, logger)
+
+
+def with_references(config: VersaTuneConfig, cfg, train: Mapping, heldout: Mapping) -> VersaTuneConfig:
+    """The second half of `with_measurements`: the numbers of a references.json."""
+    file, domains = config.references_file, tuple(train)
     if file is None:
         return config
     command = remedy(_config_in_arguments())

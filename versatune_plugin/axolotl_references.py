@@ -87,7 +87,6 @@ _OF_AN_ADAPTER = (
     "peft_use_rslora",
 )
 _RUN_NAMES = ("wandb_name", "mlflow_run_name", "trackio_run_name")
-_SOME_ROWS = 1000  # of a domain, to tell how long its rows are
 _OF_A_LAUNCHER = re.compile(
     r"RANK|WORLD_SIZE|LOCAL_(RANK|WORLD_SIZE)|NODE_RANK|GROUP_(RANK|WORLD_SIZE)|ROLE_.*|MASTER_(ADDR|PORT)"
     r"|TORCHELASTIC_.*|TORCH_NCCL_ASYNC_ERROR_HANDLING"
@@ -182,7 +181,7 @@ class _Work:
         check_domains_fit(config, train, heldout)
         self.domains = tuple(train)
         self._warn_of_warmup({domain: len(rows) for domain, rows in train.items()}, cfg, say)
-        self._num_rows = _num_probe_rows(cfg, config, train, heldout)
+        self._num_rows = num_probe_rows(cfg, config, train, heldout)
         revision = cfg.revision_of_model
         self.base_model = describe_model(cfg.base_model, revision)
         self.reference_model = describe_model(
@@ -387,10 +386,11 @@ def settings_of(cfg: Mapping) -> dict:
     }
 
 
-def _num_probe_rows(cfg, config: VersaTuneConfig, train: Mapping, heldout: Mapping) -> int:
+def num_probe_rows(cfg, config: VersaTuneConfig, train: Mapping, heldout: Mapping) -> int:
     """Held-out rows per domain: the user's number, or what the main run would choose."""
-    from versatune_plugin import probes
-    from versatune_plugin.data import token_counts
+    import numpy as np
+
+    from versatune_plugin.probe_plan import plan_probes
 
     if config.probe.rows_per_domain is not None:
         if config.probe.rows_per_domain == 0:
@@ -398,17 +398,27 @@ def _num_probe_rows(cfg, config: VersaTuneConfig, train: Mapping, heldout: Mappi
         return config.probe.rows_per_domain
     num_samples = config.samples_per_epoch or sum(map(len, train.values()))
     num_steps = cfg.max_steps or math.ceil(num_samples * cfg.num_epochs / rows_per_step(cfg))
-    some = {domain: probes.choose_rows(len(rows), _SOME_ROWS, cfg.seed) for domain, rows in train.items()}
-    tokens_per_row = sum(token_counts(rows, some[domain]).mean() for domain, rows in train.items()) / len(train)
-    full = cfg.adapter is None
-    cost = probes.Cost(
-        heldout={domain: token_counts(heldout[domain]) for domain in train},
-        trained=num_steps * rows_per_step(cfg) * tokens_per_row * probes.forwards_per_trained_row(full),
-        num_measurements=probes.num_measurements(num_steps, config.interval_in_steps(num_steps)),
-        batch_size=probes.rows_per_pass(str(cfg.device).partition(":")[0], cfg.eval_batch_size or cfg.micro_batch_size),
-        seed=cfg.seed,
+    plan = plan_probes(
+        config,
+        train,
+        heldout,
+        np.full(len(train), num_steps * rows_per_step(cfg) / len(train)),  # a detected start may not be known yet
+        num_steps=num_steps,
+        interval=config.interval_in_steps(num_steps),
+        **probe_circumstances(cfg),
     )
-    return config.probe_rows(cost.share)
+    return plan.num_rows
+
+
+def probe_circumstances(cfg) -> dict:
+    """What the cost of probes depends on besides the rows, for `plan_probes`, from a validated config."""
+    return {
+        "full": cfg.adapter is None and not cfg.unfrozen_parameters,
+        "device_type": str(cfg.device).partition(":")[0],
+        "eval_batch_size": cfg.eval_batch_size or cfg.micro_batch_size,
+        "seed": cfg.seed,
+        "world_size": cfg.world_size,
+    }
 
 
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:

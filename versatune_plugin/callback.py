@@ -8,9 +8,10 @@ resume.
 
 import logging
 import math
+import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,15 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from versatune_plugin import progress
 from versatune_plugin.data import UNITS
 from versatune_plugin.history import History, history_path
 from versatune_plugin.mixture import Mixture, Update
 from versatune_plugin.report import format_summary, format_update, plot_history
 
 STATE_VERSION = 3
+
+_PACKAGES = ("versatune_plugin", "torch", "transformers", "trl", "axolotl")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         fingerprints: Of each set of rows; a resumed run must have the same.
         settings: The block; a resumed run says which of them changed.
         logger: Where the log lines go.
+        sources: Where the numbers of the start (`detection`) and the reference losses (`references`) come from, as
+            far as they come from files.
         stop_when_rising: End the run at the first update, from the second on, at which a loss has risen (for
             reference runs of one domain).
     """
@@ -64,6 +70,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         fingerprints: dict[str, str],
         settings: dict,
         logger: logging.Logger,
+        sources: Mapping[str, dict] | None = None,
         stop_when_rising: bool = False,
     ) -> None:
         self._trainer = weakref.proxy(trainer)  # which holds this callback: a cycle would keep its loader's workers
@@ -72,8 +79,16 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         self._fingerprints = fingerprints
         self._settings = settings
         self._logger = logger
+        self._sources = sources or {}
         self._stop_when_rising = stop_when_rising
         self._mixture: Mixture | None = None
+        self._history: History | None = None
+        self._state_before_end: dict | None = None
+
+    @property
+    def records(self) -> list[dict]:
+        """The history of the run so far, oldest first; nothing before a run, and on all processes but the main one."""
+        return [] if self._history is None else self._history.read()
 
     # Hooks of the host
 
@@ -88,8 +103,9 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         # rows, tokens and target tokens by domain, at the last history line
         self._drawn = np.zeros((len(UNITS), len(self._mixture.domains)), dtype=np.int64)
         self._recorded_step = -1  # optimizer step of the last history line
+        self._state_before_end = None
         self._probe_seconds = self._last_probe_seconds = 0.0
-        self._began = time.perf_counter()
+        self._began = self._recorded_at = time.perf_counter()
         resumed = state.global_step > 0
         if self._trainer.train_losses is not None:
             self._trainer.start_train_losses()  # what an interrupted call of train() left does not count
@@ -100,7 +116,10 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 self._trainer.mixture_sampler.set_proportions(proportions, at_draw=self._planned_draw(step))
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self._history = self._open_history(args.output_dir, resumed) if state.is_world_process_zero else None
-        self._announce(state)
+        if state.is_world_process_zero:
+            progress.chart_quantities(self._trainer)
+        with progress.beside_the_bar():
+            self._announce(state)
         if not resumed:
             self._record_measurement(state, self._measure(state, decide=False))
 
@@ -118,23 +137,33 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             risen = update.forgetting is not None and (update.forgetting > 0).any()
             if self._stop_when_rising and risen and state.global_step > self._interval:
                 control.should_training_stop = True
-        elif args.load_best_model_at_end and (state.global_step >= state.max_steps or control.should_training_stop):
-            # now, since later the model is that of another step
-            self._record_measurement(state, self._measure(state, decide=False))
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Measure the end where an evaluation has stopped the run."""
+        if self._trainer.is_running and control.should_training_stop:
+            self._measure_end(state)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Measure the end of a run: later its trackers are closed, and the model may be that of another step."""
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            self._measure_end(state)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Measure the end where that has not been done, then show what happened."""
-        self._trainer.is_running = False
+        """Show what happened; measure the end first where the run was stopped in a way that nobody was told of."""
+        self._trainer.is_running, self._state_before_end = False, None
         if self._recorded_step < state.global_step:
             is_another = args.load_best_model_at_end  # of a run that ended after its step
             measured = self._mixture.unmeasured() if is_another else self._measure(state, decide=False)
             self._record_measurement(state, measured)
         if state.is_world_process_zero:
             self._history.finish()
+            self._trainer.finish_model_card()
             self._show_summary(time.perf_counter() - self._began)
 
     def state(self) -> dict:
-        """What a checkpoint keeps of a run."""
+        """What a checkpoint keeps of a run: without the measurement of its end, which a longer run does not make."""
+        if self._state_before_end is not None:
+            return self._state_before_end
         if self._mixture is None or self._trainer.feed is None:
             return {"args": {}, "attributes": {}}
         return {
@@ -160,6 +189,11 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         }
 
     # One update
+
+    def _measure_end(self, state) -> None:
+        if self._recorded_step < state.global_step:
+            self._state_before_end = self.state()
+            self._record_measurement(state, self._measure(state, decide=False))
 
     def _record_measurement(self, state, update: Update) -> None:
         """Record what changes no proportions."""
@@ -226,6 +260,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         """Write the update to the history, the trackers and the log."""
         feed = self._trainer.feed
         drawn, tokens, target_tokens = self._drawn
+        before, self._recorded_at = self._recorded_at, time.perf_counter()
         record = {
             "step": state.global_step,
             "epoch": state.global_step / feed.steps_per_epoch,
@@ -244,6 +279,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "forgetting": self._by_domain(update.forgetting),
             "forgetting_since_start": self._by_domain(update.forgetting_since_start),
             "forgetting_error": self._by_domain(update.forgetting_error),
+            "change_since_start": self._by_domain(update.change_since_start),
+            "change_since_start_error": self._by_domain(update.change_since_start_error),
             "proportions_before": self._by_domain(update.proportions_before),
             "proportions": self._by_domain(update.proportions),
             "proposed": self._by_domain(update.proposed),
@@ -254,6 +291,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "note": update.note,
             "skipped": update.skipped,
             "acts_at_draw": acts_at_draw,
+            "seconds": self._recorded_at - before,
             "probe_seconds": self._last_probe_seconds,
             "loss_unit": self._trainer.loss_unit,
             "probe": self._trainer.probe_facts if state.global_step == 0 else None,
@@ -261,25 +299,28 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         }
         if self._history is not None:
             self._history.append(record)
-            self._logger.info(format_update(record, state.max_steps))
         amounts = self._since_last[UNITS.index(self._settings["unit"])]
         realised = amounts / amounts.sum() if amounts.any() else None
+        numbers = {
+            "proportion": record["proportions"],
+            "realised_share": self._by_domain(realised),
+            "loss": record["losses"],
+            "potential": record["potential"],
+        }
         self._trainer.log_mixture(
             {
-                f"versatune/{name}/{domain}": value
-                for name, values in (
-                    ("proportion", record["proportions"]),
-                    ("realised_share", self._by_domain(realised)),
-                    ("loss", record["losses"]),
-                    ("potential", record["potential"]),
-                )
-                for domain, value in (values or {}).items()
+                f"{progress.PREFIX}{name}/{domain}": value
+                for name in progress.QUANTITIES
+                for domain, value in (numbers[name] or {}).items()
                 if value is not None
             }
         )
+        if self._history is not None:
+            with progress.beside_the_bar():
+                self._logger.info(format_update(record, state.max_steps))
 
     def _facts(self, state) -> dict:
-        """What a simulation needs to know of the run."""
+        """What a simulation and a report need to know of the run."""
         return {
             "settings": self._settings,
             "num_steps": state.max_steps,
@@ -287,6 +328,9 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "update_interval": self._interval,
             "look_ahead_steps": self._look_ahead.num_steps,
             "predicted_probe_share": self._trainer.probe_share,
+            "fingerprints": self._fingerprints,
+            "versions": _versions(self._trainer.__class__),
+            "sources": {name: self._sources.get(name) for name in ("detection", "references")},
         }
 
     def _by_domain(self, vector: np.ndarray | None) -> dict | None:
@@ -409,6 +453,12 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 def _or_null(number: float) -> float | None:
     """A number that JSON knows."""
     return number if math.isfinite(number) else None
+
+
+def _versions(trainer_class: type) -> dict[str, str]:
+    """Versions of torch and of the packages that a trainer's class comes from."""
+    used = {base.__module__.split(".")[0] for base in trainer_class.__mro__} | {"torch"}
+    return {name: str(sys.modules[name].__version__) for name in _PACKAGES if name in used}
 
 
 def _named(probe_facts: dict | None) -> dict | None:

@@ -1,5 +1,6 @@
-"""`versatune detect | references | simulate | report | quickstart`: parse, call one function, print."""
+"""The `versatune` commands (detect, references, check, schema, simulate, report, quickstart): parse, call, print."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import click
 
 from versatune_plugin import __version__
 from versatune_plugin.documents import read_document
-from versatune_plugin.history import history_path, read_history
-from versatune_plugin.report import format_summary, plot_history
+from versatune_plugin.history import history_path
+from versatune_plugin.report import make_report
 
 
 @click.group()
@@ -22,20 +23,19 @@ def main() -> None:
 
 @main.command()
 @click.argument("output_dirs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-def report(output_dirs: tuple[Path, ...]) -> None:
-    """Show what runs drew and what it did, from their OUTPUT_DIRS."""
-    for output_dir in output_dirs:
-        path = history_path(output_dir)
-        if not path.exists():
-            raise click.ClickException(f"{path} does not exist: was this run made with a versatune block?")
-        try:
-            records = read_history(path)
-        except ValueError as error:
-            raise click.ClickException(str(error)) from error
-        if not records:
-            raise click.ClickException(f"{path} is empty: the run has not measured anything yet")
-        click.echo(f"{output_dir}, step {records[-1]['step']}\n{format_summary(records)}")
-        click.echo(f"plot: {plot_history(records, path.with_name('mixture.png'))}")
+@click.option("--baseline", metavar="NAME", help="Of several runs: the one that the others are compared with.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where page and PNGs go.  [default: OUTPUT_DIR/versatune; of several runs: versatune-comparison]",
+)
+def report(output_dirs: tuple[Path, ...], baseline: str | None, output: Path | None) -> None:
+    """Show what runs drew and what it did, from their OUTPUT_DIRS: a table here, and a page to look at."""
+    with _readable_errors():
+        made = make_report(output_dirs, baseline)
+        click.echo(made.text())
+        page, pictures = made.write(output)
+        click.echo(f"page: {page} (and {len(pictures)} PNGs beside it)")
 
 
 @main.command()
@@ -150,6 +150,94 @@ def simulate(source: Path, tries: tuple[str, ...], steps: int | None, rows: str 
         click.echo(simulation.format_simulation(simulated))
         plot = plot or (history_path(source) if source.is_dir() else source).with_name("simulation.png")
         click.echo(f"plot: {simulation.plot_simulation(simulated, plot)}")
+
+
+@main.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--processes", type=click.IntRange(min=1), help="Processes of the run.  [default: WORLD_SIZE, or 1]")
+def check(config: Path, processes: int | None) -> None:
+    """Find the mistakes in an Axolotl YAML without loading a model, and print the plan of its run.
+
+    The rows are prepared as `axolotl preprocess` does it. Of a YAML without datasets, the block alone is checked.
+    """
+    if "LOCAL_RANK" in os.environ:
+        raise click.UsageError("this checks as one process: start it without a launcher, with --processes N")
+    with _readable_errors():
+        from versatune_plugin.axolotl_planning import check as check_yaml
+
+        click.echo(check_yaml(config, processes))
+
+
+@main.command()
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of standard output.")
+@click.option("--block", is_flag=True, help="Of the `versatune:` block alone, for a file that holds nothing else.")
+def schema(output: Path | None, block: bool) -> None:
+    """Print the JSON schema of an Axolotl YAML with a `versatune:` block, for completion in editors."""
+    from versatune_plugin.schema import block_schema, yaml_schema
+
+    text = json.dumps(block_schema() if block else yaml_schema(), indent=2, ensure_ascii=False)
+    if output is None:
+        click.echo(text)
+        return
+    with _readable_errors():
+        output.write_text(text + "\n", encoding="utf-8")
+    click.echo(
+        f"in an editor with YAML support, first line of a YAML beside it: # yaml-language-server: $schema={output.name}"
+    )
+
+
+@main.command()
+@click.argument("model")
+@click.option(
+    "--domains", multiple=True, metavar="NAME", help="A domain, or all; repeatable.  [default: FILE's, else all]"
+)
+@click.option(
+    "--tasks",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A YAML with benchmarks of your own.",
+)
+@click.option("--nearest", is_flag=True, help="Where the harness lacks a benchmark, run what comes nearest to it too.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows of each task: a trial.")
+@click.option("--batch-size", default="8", show_default=True, metavar="N|auto", help="Rows per forward pass.")
+@click.option("--device", help="Such as cuda:0.  [default: the accelerator if there is one, else the CPU]")
+@click.option("--base", metavar="MODEL", help="The model of an adapter whose own record does not lead there.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="For versatune/evaluation.json.  [default: MODEL's folder]",
+)
+@click.option("--run-model-code", is_flag=True, help="Execute code that the model writes (HumanEval, MBPP).")
+@click.option("--trust-remote-code", is_flag=True, help="Run model code that comes with the weights.")
+@click.option("--refresh", is_flag=True, help="Run again what has a result.")
+def evaluate(
+    model: str,
+    domains: tuple[str, ...],
+    tasks: Path | None,
+    output: Path | None,
+    base: str | None,
+    **options,
+) -> None:
+    """Run the benchmarks of domains on MODEL with lm-evaluation-harness.
+
+    MODEL is the folder of a model or an adapter (a run's OUTPUT_DIR, a checkpoint), or a model's name on a hub. Results
+    are written after each benchmark; a run that was cut off goes on with what is missing.
+    """
+    from versatune_plugin.evaluation import run
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise click.UsageError("evaluation runs as one process: start it without a launcher")
+    with _readable_errors():
+        _show_only_our_progress()
+        file, document, failed = run.evaluate(
+            model, domains, tasks_file=tasks, output=output, base=base, options=run.Options(**options), say=click.echo
+        )
+    click.echo(f"{file}: {document['model']['name']}\n{run.format_evaluation(document)}")
+    if failed:
+        raise click.ClickException(f"failed, for the reasons above: {', '.join(failed)}")
+    if not document["domains"]:
+        raise click.ClickException("no benchmark could be run, for the reasons above")
 
 
 @main.command()

@@ -109,6 +109,11 @@ class VersaTuneConfig(Block):
     loss_unit: Literal["token", "byte"] = Field(
         "token", description="Filled by the plugin: losses in nats per target token, or per UTF-8 byte of target text."
     )
+    sources: dict[str, dict] = Field(
+        default_factory=dict,
+        description="Filled by the plugin: where the numbers of the start (`detection`) and the reference losses "
+        "(`references`) come from.",
+    )
 
     def problems(self) -> list[Problem]:
         """Contradictions between keys."""

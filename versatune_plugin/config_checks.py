@@ -9,7 +9,9 @@ from versatune_plugin.sections import SELF, GuardsConfig, StagesConfig
 from versatune_plugin.strategies import STRATEGIES, powered
 from versatune_plugin.strategies.staged import STAGED
 
-_START_NAMES = ("detected", "uniform", "proportional")
+START_NAMES = ("detected", "uniform", "proportional")
+"""What `initial_proportions` can name, besides a file."""
+
 _FEWEST_ROWS = 8  # of a domain, to tell the error of a change well enough to decide by it
 
 _RISE = {"expansion.domain", "expansion.delta", "expansion.ceiling", "expansion.start", "expansion.delta_schedule"}
@@ -73,8 +75,8 @@ def _start_problems(config) -> list[Problem]:
     if config.strategy == "manual" and not isinstance(config.start, dict):
         return [(key, "strategy 'manual' needs a proportion per domain: {law: 0.2, medicine: 0.8}")]
     given = config.initial_proportions
-    if isinstance(given, str) and given not in _START_NAMES and not given.endswith(".json"):
-        return [(key, f"not a name, a proportion per domain or a .json file{nearest(given, _START_NAMES)}")]
+    if isinstance(given, str) and given not in START_NAMES and not given.endswith(".json"):
+        return [(key, f"not a name, a proportion per domain or a .json file{nearest(given, START_NAMES)}")]
     if isinstance(given, dict):
         try:
             powered(check_proportions(given, list(given)), config.power)

@@ -9,7 +9,7 @@ import numpy as np
 
 from versatune_plugin.detection import CLEAR, Sample
 from versatune_plugin.domains import misfits
-from versatune_plugin.drawing import aligned, colours, label, new_figure, save_png
+from versatune_plugin.drawing import aligned, label, marks, new_figure, save_png
 
 MAX_SHOWN = 200  # characters of a text
 LINE_INCHES = 0.13  # of the plot's numbers; a thinner segment has no room for them
@@ -122,11 +122,9 @@ def plot_detections(documents: Mapping[str, dict], path: str | os.PathLike) -> P
     figure = new_figure(width, height)
     axes = figure.subplots()
     bottoms = np.zeros(len(documents))
-    for domain, colour in zip(domains, colours(len(domains)), strict=True):
+    for domain, mark in zip(domains, marks(len(domains)), strict=True):
         shares = np.array([document["proportions"][domain] for document in documents.values()])
-        axes.bar(
-            range(len(documents)), shares, 0.86, bottoms, color=colour, label=label(domain), edgecolor="white", lw=0.6
-        )
+        axes.bar(range(len(documents)), shares, 0.86, bottoms, label=label(domain), **mark.of_area)
         for position, document in enumerate(documents.values()):
             if shares[position] * (height - 1) >= LINE_INCHES:
                 low, high = document["intervals"][domain]
@@ -134,7 +132,7 @@ def plot_detections(documents: Mapping[str, dict], path: str | os.PathLike) -> P
                     position,
                     bottoms[position] + shares[position] / 2,
                     f"{100 * shares[position]:.1f} %  ({100 * low:.1f} - {100 * high:.1f})",
-                    color=_readable_on(colour),
+                    color=_readable_on(mark.colour),
                     ha="center",
                     va="center",
                     fontsize=8,

@@ -250,7 +250,23 @@ def with_detected_start(
     shares = ", ".join(f"{domain} {share:.3f}" for domain, share in document["proportions"].items())
     judge = document["judge"]["kind"]
     logger.info("start from %s (%s, %s texts): %s", file, judge, f"{document['num_judged']:,}", shares)
-    return config.with_measurements(start=document["proportions"])
+    sources = config.sources | {"detection": source(document, file)}
+    return config.with_measurements(start=document["proportions"], sources=sources)
+
+
+def source(document: Mapping, file: Path) -> dict:
+    """What a history keeps of the detection that its run started from."""
+    judge = document["judge"]
+    return {
+        "file": str(file),
+        "base_model": document["base_model"]["name"],
+        "judge": {key: judge[key] for key in ("kind", "name", "model") if judge.get(key)},
+        "num_samples": document["num_samples"],
+        "num_judged": document["num_judged"],
+        "count": document["count"],
+        "intervals": document["intervals"],
+        "seconds": document["seconds"]["total"],
+    }
 
 
 def _fingerprints(texts: Mapping[str, Sequence[str]]) -> dict[str, str]:

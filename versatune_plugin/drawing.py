@@ -1,11 +1,13 @@
-"""What tables and plots share: aligned columns, figures, colours, labels; matplotlib is loaded when one is drawn."""
+"""What tables and plots share: aligned columns, figures, marks, labels; matplotlib is loaded when one is drawn."""
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+INK, MUTED, GRID, PAPER = "#1c2127", "#5b6570", "#dde2e7", "#ffffff"
+"""What is written, what is written softly, the lines behind it, and what it is written on."""
 
 
 @dataclass(frozen=True)
@@ -19,17 +21,63 @@ class Mark:
     hatch: str
     """Hatch of matplotlib for areas; empty: none."""
 
+    @property
+    def of_line(self) -> dict:
+        """Arguments of matplotlib for a line."""
+        return {"color": self.colour, "linestyle": self.line}
+
+    @property
+    def of_area(self) -> dict:
+        """Arguments of matplotlib for a filled area, whose pattern and outline are of the paper's colour."""
+        return {"facecolor": self.colour, "hatch": self.hatch, "edgecolor": PAPER, "linewidth": 0.6}
+
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
     """Rows of cells as text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+    widths = [max(map(_columns, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for line in table:
+        room = [" " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)]
+        lines.append(
+            "  ".join(
+                space + cell if column else cell + space
+                for column, (cell, space) in enumerate(zip(line, room, strict=True))
+            )
         )
-        for line in table
-    )
+    return "\n".join(lines)
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal that a text takes; Chinese, Japanese and Korean characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def look() -> dict:
+    """Settings of matplotlib for a plain look, to be used in an `rc_context` while a figure is made and saved."""
+    return {
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+        "axes.linewidth": 0.6,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.labelsize": 9.5,
+        "xtick.labelsize": 9.5,
+        "ytick.labelsize": 9.5,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "grid.color": GRID,
+        "grid.linewidth": 0.6,
+        "font.size": 9.5,
+        "legend.frameon": False,
+        "hatch.linewidth": 0.8,
+        "lines.linewidth": 1.6,
+        "svg.fonttype": "none",
+    }
 
 
 def new_figure(width: float, height: float):
@@ -46,6 +94,13 @@ def new_figure(width: float, height: float):
     return figure
 
 
+def over_steps(axes) -> None:
+    """Label the horizontal axis as optimizer steps, with few enough numbers that long ones do not meet."""
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("optimizer step")
+
+
 def save_png(figure, path: str | os.PathLike) -> Path:
     """Write a figure, replacing the file as a whole; returns its path."""
     path = Path(path)
@@ -60,21 +115,16 @@ def label(name: str) -> str:
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
-def colours(number: int) -> list:
-    """Distinct colours: Okabe and Ito's colour-blind-safe palette, continued by a perceptual map."""
-    okabe_ito = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
-    if number <= len(okabe_ito):
-        return okabe_ito[:number]
-    from matplotlib import colormaps
-
-    return [colormaps["turbo"](position) for position in np.linspace(0.05, 0.95, number)]
-
-
 def marks(number: int) -> list[Mark]:
-    """Marks that stay apart for the colour-blind: Okabe and Ito's eight colours, then again with other patterns."""
-    okabe_ito = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
+    """Marks that stay apart for the colour-blind: six colours, then the same again with other patterns; 24 in all.
+
+    The colours were searched for by computer: each has a contrast of 3 to 1 or more with white and with the dark page,
+    and simulated for the three colour blindnesses (Machado 2009) no two of them come closer than 0.10 in OKLab; of the
+    first six of Okabe and Ito's palette two come as close as 0.08, and two have less than 2.4 to 1 with white.
+    """
+    colours = ["#076e8f", "#e66a00", "#00a77d", "#c76ed8", "#8a3fd1", "#bc3a02"]
     patterns = [("-", ""), ("--", "///"), (":", "..."), ("-.", "xxx")]
     return [
-        Mark(okabe_ito[position % len(okabe_ito)], *patterns[position // len(okabe_ito) % len(patterns)])
+        Mark(colours[position % len(colours)], *patterns[position // len(colours) % len(patterns)])
         for position in range(number)
     ]

@@ -56,6 +56,79 @@ def read_history(path: str | os.PathLike) -> list[dict]:
     return records
 
 
+_BY_DOMAIN = (
+    "proportions_before", "proposed", "losses", "loss_errors", "smoothed_losses", "reference_losses", "potential",
+    "forgetting", "forgetting_since_start", "forgetting_error", "num_rows_by_domain", "drawn_by_domain",
+    "tokens_by_domain", "target_tokens_by_domain",
+)  # fmt: skip
+_NUM_FAULTS_NAMED = 3
+
+
+def read_what_is_readable(path: str | os.PathLike) -> tuple[list[dict], str | None]:
+    """The sound records of a history, oldest first, and what else there is, with file and line; None: nothing else.
+
+    Of a record only `step` and `proportions` are asked for; what else of it is read by the report must be what a run
+    writes. Lines of other things, torn lines and lines that go back in steps are left out.
+
+    Raises:
+        OSError: The file is there, but cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        return [], f"{path} does not exist: was this run made with a versatune block?"
+    lines = path.read_bytes().split(b"\n")
+    torn = lines.pop()
+    records, faults = [], []
+    for number, line in enumerate(lines, start=1):
+        fault, record = _read_line(line, records[-1] if records else None)
+        if fault is None:
+            records.append(record)
+        else:
+            faults.append(f"line {number} {fault}")
+    if torn:
+        faults.append(f"line {len(lines) + 1} is half-written: the run was killed, or is writing it now")
+    if not faults:
+        return records, None if records else f"{path} is empty: the run has not measured anything yet"
+    named, more = faults[:_NUM_FAULTS_NAMED], len(faults) - _NUM_FAULTS_NAMED
+    others = f"; and {more:,} more" if more > 0 else ""
+    return records, f"{path}: {'; '.join(named)}{others}. {len(records):,} lines can be read"
+
+
+def _read_line(line: bytes, before: dict | None) -> tuple[str | None, dict | None]:
+    """What is wrong with a line, None: nothing; and its record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON ({error}): {line[:40].decode(errors='replace')!r}", None
+    if not isinstance(record, dict) or not _is_number(record.get("step")) or not record.get("proportions"):
+        return f"is not a history record: {line[:80].decode(errors='replace')!r}", None
+    domains = set((before or record)["proportions"]) if isinstance(record["proportions"], dict) else None
+    for key in ("proportions", *_BY_DOMAIN):
+        values = record.get(key)
+        if values is None:
+            continue
+        if not isinstance(values, dict) or not all(_is_number(v) or v is None for v in values.values()):
+            return f"has a {key!r} that is no object of numbers by domain", None
+        if set(values) != domains:
+            return f"is of other domains in {key!r}: {sorted(values)}, not {sorted(domains)}", None
+    if None in record["proportions"].values() or None in (record.get("proportions_before") or {}).values():
+        return "lacks a proportion", None
+    for key in ("num_drawn", "acts_at_draw", "probe_seconds", "seconds"):
+        if record.get(key) is not None and not _is_number(record[key]):
+            return f"has a {key!r} that is no number: {record[key]!r}", None
+    for key in ("run", "probe", "test"):
+        if record.get(key) is not None and not isinstance(record[key], dict):
+            return f"has a {key!r} that is no object: {record[key]!r}", None
+    if before is not None and record["step"] < before["step"]:
+        return f"is of step {record['step']}, after one of step {before['step']}", None
+    return None, record
+
+
+def _is_number(value) -> bool:
+    """Whether it is a number that a float can hold; neither nan nor infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
 class History:
     """The history of a run that is being written.
 

@@ -15,7 +15,7 @@ from versatune_plugin.strategies.base import Decision, Observation, Strategy
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 
 _NO_GUARDS = Guards()
 _MORE_THAN_ROUNDING = 1e-3
@@ -36,6 +36,10 @@ class Update:
     forgetting_since_start: np.ndarray | None = None
     forgetting_error: np.ndarray | None = None
     """Standard error of the relative change of the losses; None where it is not known, as under smoothing."""
+    change_since_start: np.ndarray | None = None
+    """Relative change of the losses as measured since the run's first measurement, > -1; nan where there is none."""
+    change_since_start_error: np.ndarray | None = None
+    """Its standard error, see `signals.relative_change_error`; None where it is not known."""
     proportions_before: np.ndarray
     proportions: np.ndarray
     proposed: np.ndarray | None = None
@@ -87,6 +91,7 @@ class Mixture:
         self._num_steps = num_steps
         self._of_training = of_training
         self._first_losses: np.ndarray | None = None
+        self._first_pieces: np.ndarray | None = None
         self._previous_losses: np.ndarray | None = None
         self._previous_pieces: np.ndarray | None = None
         self._memory: Any = None
@@ -138,7 +143,8 @@ class Mixture:
         losses = np.array(losses, dtype=np.float64)
         errors = None if pieces is None else loss_errors(pieces)
         if pieces is not None and not _are_of_the_same_rows(pieces, self._previous_pieces):
-            self._first_losses = self._previous_losses = self._previous_pieces = None  # a resumed run may have others
+            self._first_losses = self._previous_losses = None  # a resumed run may have others
+            self._first_pieces, self._previous_pieces = pieces, None
         before = self.proportions.copy()
         unknown = np.isnan(losses) & (before == 0) & self._of_training
         reason = self._reason_to_skip(losses, ~unknown)
@@ -165,6 +171,7 @@ class Mixture:
         since_start = _known(forgetting_degree(seen, self._first_losses))
         first = seen if self._first_losses is None else self._first_losses
         self._first_losses = np.where(np.isnan(first), seen, first)
+        since_start_error = None if pieces is None else relative_change_error(pieces, self._first_pieces)
         if self._previous_pieces is not None and not self._smoothing:
             forgetting_error = relative_change_error(pieces, self._previous_pieces)
         self._previous_losses, self._previous_pieces = seen, pieces
@@ -176,6 +183,8 @@ class Mixture:
             "forgetting": forgetting,
             "forgetting_since_start": since_start,
             "forgetting_error": forgetting_error,
+            "change_since_start": losses / self._first_losses - 1,
+            "change_since_start_error": since_start_error,
         }
         if step is None:
             return Update(**measured, proportions_before=before, proportions=before.copy())
@@ -244,12 +253,13 @@ class Mixture:
         return np.where(np.isnan(self._previous_losses), losses, smoothed)
 
     def state_dict(self) -> dict:
-        """JSON-able state: proportions in force, first and last good losses, the lowest as a reference."""
+        """JSON-able state: proportions in force, first and last good measurement, lowest losses as a reference."""
         return {
             "version": STATE_VERSION,
             "domains": list(self.domains),
             "proportions": self.proportions.tolist(),
             "first_losses": _listed(self._first_losses),
+            "first_pieces": None if self._first_pieces is None else self._first_pieces.tolist(),
             "previous_losses": _listed(self._previous_losses),
             "previous_pieces": None if self._previous_pieces is None else self._previous_pieces.tolist(),
             "lowest_losses": _listed(self.reference_losses) if self._own_reference else None,
@@ -269,6 +279,7 @@ class Mixture:
             raise ValueError(f"mixture state has domains {state['domains']}, this run has {list(self.domains)}")
         self.proportions = np.array(state["proportions"], dtype=np.float64)
         self._first_losses = _array(state["first_losses"])
+        self._first_pieces = None if state["first_pieces"] is None else np.array(state["first_pieces"])
         self._previous_losses = _array(state["previous_losses"])
         self._previous_pieces = None if state["previous_pieces"] is None else np.array(state["previous_pieces"])
         self._memory = state["memory"] if state["strategy"] == self._name else None  # another one's means nothing

@@ -29,19 +29,13 @@ class VersaTunePlugin(BasePlugin):
             return
         self._yaml = {key: value for key, value in _plain(cfg).items() if key != "axolotl_config_path"}
         axolotl_config.fill_in(cfg)
-        loader_keys = ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory")
-        if cfg.get("streaming"):
-            cfg["accelerator_config"] = {**(cfg.get("accelerator_config") or {}), "dispatch_batches": False}
-            if cfg.get("dataloader_num_workers") is None:  # Axolotl would set 1 or more
-                cfg["dataloader_num_workers"] = 0
-                logger.info("dataloader_num_workers 0: streams are read where new proportions are known")
-        elif all(cfg.get(key) is None for key in loader_keys):
-            # Axolotl's own default prefetches 256 batches per worker: new proportions would act that much later
-            cfg["dataloader_num_workers"], cfg["dataloader_prefetch_factor"] = 1, 2
-            logger.info("dataloader_num_workers 1, dataloader_prefetch_factor 2: new proportions act soon")
-        for key, instead in axolotl_config.UNUSED_IN_PACKING.items() if cfg.get("sample_packing") else ():
-            if cfg.get(key) is not None:
-                logger.warning("%s has no effect under versatune: %s", key, instead)
+        settings, reason = axolotl_config.loader_settings(cfg)
+        for key, value in settings.items():
+            cfg[key] = value
+        if settings:
+            logger.info("%s: %s", ", ".join(f"{key} {value}" for key, value in settings.items()), reason)
+        for line in axolotl_config.unused_in_packing(cfg):
+            logger.warning(line)
 
     def get_input_args(self) -> str:
         """The args class that Axolotl merges into its schema."""
@@ -58,17 +52,10 @@ class VersaTunePlugin(BasePlugin):
         from versatune_plugin import axolotl_measurements
         from versatune_plugin.axolotl_data import load_domains
         from versatune_plugin.trainer import stand_in
-        from versatune_plugin.trainer_checks import (
-            check_domains_fit,
-            num_rows,
-            start_of,
-            train_signal_problems,
-            update_interval,
-        )
+        from versatune_plugin.trainer_checks import check_domains_fit, num_rows, start_of, update_interval
 
-        self._refuse_other_trainers(cfg)
         config = block_of(cfg)
-        if config.measures_training and (problems := train_signal_problems(cfg) + _packed_signal_problems(cfg)):
+        if problems := host_problems(cfg, config):
             raise ValueError("versatune: " + "; ".join(problems))
         if not preprocess:
             axolotl_measurements.make_what_is_missing(config, self._yaml)
@@ -150,22 +137,26 @@ class VersaTunePlugin(BasePlugin):
         ours = [plugin for plugin in plugins if isinstance(plugin, VersaTunePlugin)]
         return cfg.get("versatune") is not None and (not ours or ours[0] is self)
 
-    def _refuse_other_trainers(self, cfg) -> None:
-        """Axolotl takes the first plugin's trainer class and ignores the others silently."""
-        for name, plugin in PluginManager.get_instance().plugins.items():
-            if not isinstance(plugin, VersaTunePlugin) and plugin.get_trainer_cls(cfg) is not None:
-                raise ValueError(f"versatune: the plugin {name} brings a trainer class of its own; use one of the two")
-        if cfg.model_config_type == "mamba":
-            raise ValueError("versatune: Axolotl's trainer for mamba models cannot mix")
 
+def host_problems(cfg, config: VersaTuneConfig) -> list[str]:
+    """What in a validated config cannot be combined with the mixture, as far as it is told without rows."""
+    from versatune_plugin.trainer_checks import train_signal_problems
 
-def _packed_signal_problems(cfg) -> list[str]:
-    if not cfg.sample_packing:
-        return []
-    return [
-        "signal: train: a packed batch does not say which row a loss is of: set sample_packing to false, or use "
-        "signal: probe"
+    problems = [  # Axolotl takes the first plugin's trainer class and ignores the others silently
+        f"the plugin {name} brings a trainer class of its own; use one of the two"
+        for name, plugin in PluginManager.get_instance().plugins.items()
+        if not isinstance(plugin, VersaTunePlugin) and plugin.get_trainer_cls(cfg) is not None
     ]
+    if cfg.model_config_type == "mamba":
+        problems.append("Axolotl's trainer for mamba models cannot mix")
+    if not config.measures_training:
+        return problems
+    if cfg.sample_packing:
+        problems.append(
+            "signal: train: a packed batch does not say which row a loss is of: set sample_packing to false, or use "
+            "signal: probe"
+        )
+    return problems + train_signal_problems(cfg)
 
 
 def block_of(cfg) -> VersaTuneConfig:

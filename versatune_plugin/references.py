@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from versatune_plugin.documents import read_document, write_document
-from versatune_plugin.drawing import aligned, colours, label, new_figure, save_png
+from versatune_plugin.drawing import aligned, label, marks, new_figure, save_png
 from versatune_plugin.history import history_path, read_history
 
 SCHEMA = "versatune/references"
@@ -240,6 +240,12 @@ def folder_name(domain: str) -> str:
 def runs_folder(path: Path) -> Path:
     """Where the runs behind a references.json lie: `references.runs/` beside it."""
     return path.with_suffix(".runs")
+
+
+def is_finished(path: Path, domain: str) -> bool:
+    """Whether a domain's run behind a references.json has its result, whatever settings it was made with."""
+    run = runs_folder(path) / folder_name(domain) / _RUN_FILE
+    return run.exists() and read_document(run, _RUN_SCHEMA)["result"] is not None
 
 
 def forget(path: Path) -> None:
@@ -483,7 +489,29 @@ def of_file(
     reference = config.reference and config.reference.model_dump() | describe(config.reference.model)
     problems = misfits(document, domains, describe(model), reference, config.probe.rows_per_domain, settings)
     refuse(path, document, problems, remedy)
-    return settled(config, document), document
+    sources = config.sources | {
+        "references": source(
+            path,
+            document["reference_model"]["name"],
+            document["settings"]["epochs"],
+            document["unit"],
+            document["seconds"],
+        )
+    }
+    return settled(config.with_measurements(sources=sources), document), document
+
+
+def source(path: Path, model: str, epochs: int, unit: str, seconds: float) -> dict:
+    """What a history keeps of where its run's reference losses come from.
+
+    Args:
+        path: The references.json.
+        model: Name of the reference model.
+        epochs: Epochs per domain.
+        unit: What the losses are counted in, in words.
+        seconds: Of the last attempt at each domain, summed.
+    """
+    return {"file": str(path), "model": model, "epochs": epochs, "unit": unit, "seconds": seconds}
 
 
 def settled(config, document: Mapping):
@@ -544,12 +572,12 @@ def plot_curves(document: Mapping, path: str | os.PathLike) -> Path:
     """
     figure = new_figure(8, 5)
     axes = figure.subplots()
-    for domain, colour in zip(document["domains"], colours(len(document["domains"])), strict=True):
+    for domain, mark in zip(document["domains"], marks(len(document["domains"])), strict=True):
         points = [(p["epoch"], p["loss"]) for p in document["curves"][domain] if p["loss"] is not None]
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=colour, label=label(domain))
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=label(domain), **mark.of_line)
         lowest = document["reference_losses"][domain]
         at = next(p["epoch"] for p in document["curves"][domain][1:] if p["loss"] == lowest)
-        axes.plot([at], [lowest], marker="*", ms=13, color=colour)
+        axes.plot([at], [lowest], marker="*", ms=13, color=mark.colour)
     axes.set(
         xlabel="epoch",
         ylabel=f"held-out loss ({document['unit']})",

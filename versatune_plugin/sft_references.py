@@ -124,7 +124,11 @@ class SFTReferences:
     @property
     def config(self) -> VersaTuneConfig:
         """The main run's block with what was measured."""
+        seconds = sum(result["seconds"] for result in self._results.values())
+        model, epochs = self._reference_model["name"], self._config.reference.epochs
+        source = references.source(self._file, model, epochs, references.UNITS[self._unit], seconds)
         return self._config.with_measurements(
+            sources=self._config.sources | {"references": source},
             reference_losses={domain: result["reference_loss"] for domain, result in self._results.items()},
             loss_unit=self._unit,
             probe=self._config.probe.model_dump() | {"rows_per_domain": self._num_rows},
@@ -234,7 +238,7 @@ class SFTReferences:
         settings = self._args_of(Path("-")).to_dict()
         return {
             "settings": {key: str(value) for key, value in settings.items() if key not in _NO_MATTER},
-            "block": self._block(domain).model_dump(),
+            "block": self._block(domain).model_dump(exclude={"sources"}),
             "adapter": self._adapter,
             "model": self._reference_model,
             "training rows": _raw_fingerprint(self._train[domain]),

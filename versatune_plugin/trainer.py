@@ -13,32 +13,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from accelerate.utils import broadcast
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-from versatune_plugin import data, references, stream_checks
+from versatune_plugin import data, model_card, references, stream_checks
 from versatune_plugin.callback import VersaTuneCallback
 from versatune_plugin.checkpoints import step_of, whole_checkpoint
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.detection_run import BaseModel, with_detected_start
 from versatune_plugin.feeds import Feed
 from versatune_plugin.mixture import Mixture
+from versatune_plugin.probe_plan import ProbePlan, plan_probes, probe_rows, rows_drawn
 from versatune_plugin.probes import (
-    Cost,
     Probes,
     build_probes,
-    choose_rows,
     decoder,
     describe,
-    forwards_per_trained_row,
-    num_measurements,
     num_target_tokens,
-    rows_per_pass,
     sum_losses,
     target_bytes,
 )
+from versatune_plugin.progress import show_mixture
 from versatune_plugin.sampler import MixtureSampler
 from versatune_plugin.sections import SELF
 from versatune_plugin.streams import MixtureStream, first_rows
@@ -62,8 +60,6 @@ _REMEDY = (
     "the file where the block has a `reference:`"
 )
 
-_SOME_ROWS = 1000  # of a domain, to tell the mean length of its rows
-
 # Keys of the block that say where a run's numbers come from, not what it does with them
 _NOT_OF_THE_RUN = {
     "domains",
@@ -72,6 +68,7 @@ _NOT_OF_THE_RUN = {
     "test_dataset_domains",
     "detection",
     "reference",
+    "sources",
 }
 
 
@@ -97,6 +94,7 @@ class VersaTuneMixin:
     probe_facts: dict[str, dict] | None = None
     """What each domain's probe consists of (see `probes.describe`); None in a run without probes."""
     _streams: Mapping[str, IterableDataset] | None = None
+    _has_card: bool = False  # written during the run
     train_losses: TrainLosses | None = None
     """Under `signal: train`, what the training batches are measured by."""
     probe_share: float | None = None
@@ -158,14 +156,29 @@ class VersaTuneMixin:
         self._say_what_is_other_than_asked(config.asked_vector(sizes), logger or visible_logger())
         self._probes = None
         if config.measures_probes:
-            trained = steps * block_size * self._tokens_per_row(train, sizes)
-            self._probes = self._build_probes(heldout, trained, steps, interval, logger or visible_logger())
+            mean_costs = [sizes[domain] / number for domain, number in self._num_rows_by_domain.items()]
+            plan = plan_probes(
+                config,
+                train,
+                heldout,
+                rows_drawn(self._start, steps * block_size, mean_costs),
+                num_steps=steps,
+                interval=interval,
+                full=all(parameter.requires_grad for parameter in self.model.parameters()),
+                device_type=self.args.device.type,
+                eval_batch_size=self.args.per_device_eval_batch_size,
+                seed=self.args.seed,
+                world_size=self.args.world_size,
+            )
+            self._say_what_probes_cost(plan, logger or visible_logger())
+            self._probes = self._build_probes({domain: heldout[domain] for domain in train}, plan)
         if config.measures_training:
             self.start_train_losses()
         domains, start = tuple(train), self._start
         self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
         fingerprints = {f"training rows of {domain!r}": value for domain, value in self.data_fingerprints.items()}
         fingerprints |= {f"held-out rows of {domain!r}": data.fingerprint(rows) for domain, rows in heldout.items()}
+        show_mixture(self)
         self.add_callback(
             VersaTuneCallback(
                 self,
@@ -184,6 +197,7 @@ class VersaTuneMixin:
                 fingerprints,
                 config.model_dump(exclude=_NOT_OF_THE_RUN),
                 logger or visible_logger(),
+                sources=config.sources,
                 stop_when_rising=bool(config.only_domain and config.reference.stop_when_rising),
             )
         )
@@ -295,7 +309,7 @@ class VersaTuneMixin:
             visible_logger().warning("the reference run has no whole checkpoint: it starts from the beginning")
             self.resumed_from = None
         self._check_ranks_resume_alike()
-        self.feed, self.is_running = None, False
+        self.feed, self.is_running, self._has_card = None, False, False
         return super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
 
     def _check_ranks_resume_alike(self) -> None:
@@ -326,7 +340,31 @@ class VersaTuneMixin:
         self.train_losses.add(logits_of(outputs, labels), labels, self._domain_ids_of_next_batch(len(labels)))
         return (loss, outputs) if return_outputs else loss
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """As the host's, with the section "Training data mixture" once a run has begun."""
+        super().create_model_card(*args, **kwargs)
+        self._has_card = True
+        self._write_mixture_into_card()
+
+    def _write_mixture_into_card(self) -> None:
+        """Tell of the mixture in the card; one that cannot be written does not stop a run."""
+        path = Path(self.args.output_dir) / "README.md"
+        recorders = [known for known in self.callback_handler.callbacks if isinstance(known, VersaTuneCallback)]
+        records = recorders[0].records if recorders and self.is_world_process_zero() else []
+        if not records or not path.exists():
+            return
+        is_best = self.args.load_best_model_at_end and not self.is_running
+        try:
+            model_card.write_section(path, records, self.state.best_global_step if is_best else None)
+        except (OSError, UnicodeError, yaml.YAMLError) as error:
+            self._logger.warning("no section on the mixture in %s: %s", path, error)
+
     # What the callback needs
+
+    def finish_model_card(self) -> None:
+        """Bring the card of the run's last checkpoint, where the host has written one, up to its end."""
+        if self._has_card:
+            self._write_mixture_into_card()
 
     @property
     def mixture_sampler(self) -> MixtureSampler | None:
@@ -451,32 +489,12 @@ class VersaTuneMixin:
 
     # Probes
 
-    def _build_probes(
-        self, heldout: Mapping[str, Dataset], trained: float, num_steps: int, interval: int, logger: logging.Logger
-    ) -> Probes:
-        """The probes of a run of `num_steps` that trains on `trained` tokens and measures every `interval` steps."""
-        cost = Cost(
-            heldout={domain: data.token_counts(heldout[domain]) for domain in self._num_rows_by_domain},
-            trained=trained * forwards_per_trained_row(all(p.requires_grad for p in self.model.parameters())),
-            num_measurements=num_measurements(num_steps, interval),
-            batch_size=rows_per_pass(self.args.device.type, self.args.per_device_eval_batch_size),
-            seed=self.args.seed,
-            world_size=self.args.world_size,
-        )
-        num_rows = self._versatune.probe_rows(cost.share)
-        self.probe_share = cost.share(num_rows)
-        self._say_what_probes_cost(num_rows, logger)
+    def _build_probes(self, heldout: Mapping[str, Dataset], plan: ProbePlan) -> Probes:
+        self.probe_share = plan.share
         rows = {
-            domain: self._remove_unused_columns(
-                heldout[domain].select(choose_rows(len(heldout[domain]), num_rows, self.args.seed)), description="probe"
-            )
-            for domain in self._num_rows_by_domain
+            domain: self._remove_unused_columns(chosen, description="probe")
+            for domain, chosen in probe_rows(self._versatune, heldout, plan.num_rows, self.args.seed).items()
         }
-        empty = [domain for domain, probe in rows.items() if data.num_targets(probe) == 0]
-        if empty:
-            raise ValueError(f"the held-out rows of {', '.join(map(repr, empty))} have no target token to measure")
-        if self._versatune.needs_errors and (few := _with_few_targets(rows)):
-            raise ValueError(f"versatune.expansion.margin needs 2 held-out rows of {', '.join(map(repr, few))}")
         decode = decoder(getattr(self, "processing_class", None))
         if decode is None and self.loss_unit == "byte":
             raise ValueError("losses per byte need the text of the rows: give the trainer a `processing_class`")
@@ -484,38 +502,16 @@ class VersaTuneMixin:
         return build_probes(
             {domain: list(probe) for domain, probe in rows.items()},
             {domain: data.token_counts(probe).tolist() for domain, probe in rows.items()},
-            cost.batch_size,
+            plan.batch_size,
             {domain: target_bytes(probe, decode) for domain, probe in rows.items()} if decode else None,
         )
 
-    def _tokens_per_row(self, train: Mapping[str, Dataset], sizes: Mapping[str, int]) -> float:
-        """Mean tokens of a row under the proportions at the start, from some rows of every domain.
-
-        Args:
-            train: Training rows per domain.
-            sizes: What the rows of each domain count together, in the unit of the proportions.
-        """
-        weights, tokens = [], []
-        for (domain, rows), proportion in zip(train.items(), self._start, strict=True):
-            if proportion > 0:
-                weights.append(proportion * self._num_rows_by_domain[domain] / sizes[domain])
-                tokens.append(data.token_counts(rows, choose_rows(len(rows), _SOME_ROWS, self.args.seed)).mean())
-        return float(np.average(tokens, weights=weights))
-
-    def _say_what_probes_cost(self, num_rows: int, logger: logging.Logger) -> None:
-        probe, percent = self._versatune.probe, 100 * self.probe_share
+    def _say_what_probes_cost(self, plan: ProbePlan, logger: logging.Logger) -> None:
         if not self.is_world_process_zero() or self._versatune.only_domain:
             return
-        logger.info("probe: %d held-out rows per domain, predicted to take %.1f %% of the run", num_rows, percent)
-        if self.probe_share > probe.budget:
-            logger.warning(
-                "the probes are predicted to take %.1f %% of the run, more than probe.budget, %g %%: raise "
-                "versatune.update_interval, lower versatune.probe.rows_per_domain (now %d), or raise the budget, if "
-                "they are worth that to you",
-                percent,
-                100 * probe.budget,
-                num_rows,
-            )
+        logger.info("probe: %s", plan)
+        if plan.warning:
+            logger.warning(plan.warning)
 
     def _batch_loss(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._prepare_inputs(self._collate_probe(rows))
@@ -528,11 +524,6 @@ class VersaTuneMixin:
     def _collate_probe(self, rows: list) -> dict:
         """A batch of held-out rows, each of which counts on its own; for a host that packs rows, to be overridden."""
         return self.data_collator(rows)
-
-
-def _with_few_targets(rows: Mapping[str, Dataset]) -> list[str]:
-    """Domains in which fewer than two rows have a target token."""
-    return [domain for domain, probe in rows.items() if np.count_nonzero(data.target_counts(probe)) < 2]
 
 
 def stand_in(train: Mapping[str, Dataset] | Mapping[str, IterableDataset]) -> Dataset | IterableDataset:

@@ -207,7 +207,8 @@ def history(output_dir: Path) -> list[dict]:
     from versatune_plugin.history import history_path, read_history
 
     records = read_history(history_path(output_dir))
-    return [{key: value for key, value in record.items() if key != "probe_seconds"} for record in records]
+    times = ("seconds", "probe_seconds")
+    return [{key: value for key, value in record.items() if key not in times} for record in records]
 
 
 def log_of(output_dir: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 import yaml
 
 pytest.importorskip("axolotl")
+
+from huggingface_hub import ModelCard
 
 from tests import tiny
 from tests.hosts import runs
@@ -114,6 +117,20 @@ def test_user_sees_a_line_per_update_a_table_and_a_plot(whole_run):
     assert (output_dir / "versatune" / "mixture.png").read_bytes().startswith(b"\x89PNG")
     state = json.loads((output_dir / "checkpoint-16" / "trainer_state.json").read_text())
     assert any("versatune/proportion/law" in entry for entry in state["log_history"])
+
+
+def test_model_card_of_axolotl_has_the_mixture(whole_run):
+    _, output_dir, output = whole_run
+    card = ModelCard.load(output_dir / "README.md", ignore_metadata_errors=False)
+    assert {"generated_from_trainer", "versatune"} <= set(card.data.tags)
+    assert "See axolotl config" in card.text
+    section = card.text[card.text.index("## Training data mixture") :]
+    last = runs.history(output_dir)[-1]
+    for domain in DOMAINS:
+        assert f"| {last['losses'][domain]:.3f} ± {last['loss_errors'][domain]:.3f} |" in section
+    assert "**As of**: optimizer step 16 of 16" in section
+    assert re.search(r"\*\*Versions\*\*: .*, axolotl \d", section)
+    assert not [line for line in output.splitlines() if "{'versatune/" in line]
 
 
 def test_killed_axolotl_run_resumes_exactly(whole_run, tmp_path):

@@ -290,7 +290,7 @@ def test_reference_runs_in_axolotl_choose_their_rows_by_the_budget_too():
     from axolotl.utils.dict import DictDefault
     from datasets import Dataset
 
-    from versatune_plugin.axolotl_references import _num_probe_rows
+    from versatune_plugin.axolotl_references import num_probe_rows
     from versatune_plugin.config import VersaTuneConfig
 
     train, heldout = (
@@ -303,6 +303,6 @@ def test_reference_runs_in_axolotl_choose_their_rows_by_the_budget_too():
     )
     config = VersaTuneConfig(strategy="uniform", update_interval=20)
     # 250 steps of 16 rows at 3 forwards each: 12,000; 14 probes of 2 * 22 rows are 616, 4.9 % of both
-    assert _num_probe_rows(cfg, config, train, heldout) == 22
+    assert num_probe_rows(cfg, config, train, heldout) == 22
     cfg.adapter = "lora"
-    assert _num_probe_rows(cfg, config, train, heldout) == 15
+    assert num_probe_rows(cfg, config, train, heldout) == 15

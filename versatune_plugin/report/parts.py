@@ -17,11 +17,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table whose first column names the row; the others are numbers, set to the right."""
+    """A table whose first column names the row; the others are numbers, set to the right, where they are not words."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     caption: str = ""
+    words: Sequence[int] = ()
+    """Positions of columns that hold words, set to the left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,10 @@ class Chart:
     alt: str
     """What is to be seen, in words and numbers, for those who do not see it."""
     draw: Callable
-    """Draws on an empty matplotlib figure, without a title and without a legend."""
+    """Draws on an empty matplotlib figure, without a title and without a legend.
+
+    The figure is 4.8 by 3.2 inches, so that its text can be read on a telephone; its height may be changed.
+    """
     legend: Mapping[str, Mark]
     """What the marks mean; empty where the figure says it itself."""
     caption: str = ""
@@ -50,3 +55,7 @@ class Section:
     """A sentence or two on how to read it."""
     warnings: Sequence[str] = ()
     """What the reader must know before going by it."""
+    points: Sequence[str] = ()
+    """What is to be learned from it, a sentence each."""
+    collapsed: bool = False
+    """Whether it is opened only by those who look for it."""

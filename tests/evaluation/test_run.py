@@ -1,0 +1,320 @@
+"""Real tasks of local rows, run by the real harness on the tiny model."""
+
+import json
+import os
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("lm_eval")
+
+from tests.evaluation.test_harness import cached_task_manager
+from tests.tiny import WORDS, write_jsonl
+from versatune_plugin import cli
+from versatune_plugin.documents import read_document
+from versatune_plugin.evaluation import harness, run
+
+CHOICE = """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+GENERATED = """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["."], max_gen_toks: 4, do_sample: false}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+LOWER = CHOICE.replace("true}", "false}")
+GROUP = """
+group: both
+task: [law_words, medicine_words]
+aggregate_metric_list:
+  - {metric: acc, aggregation: mean, weight_by_size: true}
+"""
+BENCHMARKS = """
+include_path: tasks
+domains:
+  law:
+    words: {title: Words of law, tasks: [law_words, medicine_words], metric: acc, num_fewshot: 1}
+    written: {tasks: law_written, metric: exact_match}
+    lost: {tasks: lost_rows, metric: acc}
+    upside_down: {tasks: lower, metric: acc}
+    typo: {tasks: law_words, metric: akk}
+    legalbench: null
+    lawbench: null
+    mmlu_law: null
+    cmmlu_law: null
+  tools:
+    executed: {tasks: executed, metric: exact_match}
+    words: {tasks: code_words, metric: acc}
+"""
+
+
+def make_tasks(folder, num_rows=12):
+    """Task files over rows whose question is a word of one domain, and a file of benchmarks."""
+
+    def task(name, rows, text):
+        data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(rows)}}, "test_split": "test"}
+        (folder / "tasks").mkdir(parents=True, exist_ok=True)
+        path = folder / "tasks" / f"{name}.yaml"
+        path.write_text(f"task: {name}\n" + "".join(f"{key}: {json.dumps(v)}\n" for key, v in data.items()) + text)
+
+    for domain, words in WORDS.items():
+        rows = [
+            {"question": f"Repeat: {words[n % 10]}", "choices": [words[n % 10], words[(n + 3) % 10]], "answer": n % 2}
+            for n in range(num_rows)
+        ]
+        path = write_jsonl(folder / f"{domain}.jsonl", rows)
+        task(f"{domain}_words", path, CHOICE)
+        task(f"{domain}_written", path, GENERATED)
+    task("executed", path, GENERATED + "unsafe_code: true\n")
+    task("lower", path, LOWER)
+    task("lost_rows", folder / "lost.jsonl", CHOICE)
+    (folder / "tasks" / "both.yaml").write_text(GROUP)
+    file = folder / "mine.yml"
+    file.write_text(BENCHMARKS)
+    return file
+
+
+@pytest.fixture(autouse=True)
+def one_index_of_tasks(monkeypatch):
+    """The harness reads its 14,000 task files in two seconds; their index is the same in all tests."""
+    monkeypatch.setattr(harness, "task_manager", cached_task_manager)
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    return make_tasks(tmp_path_factory.mktemp("benchmarks"))
+
+
+def evaluated(model, benchmarks, output, **options):
+    """The document, what failed, and what was said."""
+    said = []
+    options = {"limit": 6, "device": "cpu"} | options
+    _, document, failed = run.evaluate(
+        str(model),
+        options.pop("domains", ()),
+        tasks_file=benchmarks,
+        output=output,
+        options=run.Options(**options),
+        say=said.append,
+    )
+    return document, failed, said
+
+
+@pytest.fixture(scope="module")
+def whole(workspace, benchmarks, tmp_path_factory):
+    """One evaluation of both domains."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "task_manager", cached_task_manager)
+        return folder, *evaluated(workspace / "model", benchmarks, folder)
+
+
+def test_a_domain_scores_the_mean_of_its_benchmarks(whole):
+    _, document, _, _ = whole
+    law = document["domains"]["law"]
+    words, written = law["tasks"]["words"], law["tasks"]["written"]
+    assert law["score"] == pytest.approx((words["score"] + written["score"]) / 2)
+    assert law["stderr"] == pytest.approx((words["stderr"] ** 2 + written["stderr"] ** 2) ** 0.5 / 2)
+    assert words["title"] == "Words of law"
+    assert words["harness_tasks"] == ["law_words", "medicine_words"]
+    assert (words["num_fewshot"], words["num_samples"]) == (1, 12)
+    assert (written["metric"], written["num_fewshot"], written["num_samples"]) == ("exact_match", 0, 6)
+    assert 0 < words["score"] < 1
+
+
+def test_the_document_is_strict_json_and_says_limit_harness_and_model(whole, workspace):
+    folder, document, _, _ = whole
+    file = folder / "versatune" / "evaluation.json"
+    read = read_document(file, "versatune/evaluation")
+    assert {key: read[key] for key in document} == document
+    json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert document["limit"] == 6
+    assert document["harness"] == {"name": "lm-evaluation-harness", "version": harness.harness_version()}
+    assert document["model"]["name"] == str(workspace / "model")
+    assert document["model"]["fingerprint"].startswith("content ")
+    assert document["step"] is None
+    assert document["seconds"] > 0
+
+
+def test_a_benchmark_that_fails_keeps_the_others_and_is_named(whole):
+    _, document, failed, said = whole
+    assert failed == ["law / lost", "law / upside_down", "law / typo"]
+    reasons = {(one["domain"], one["task"]): one["reason"] for one in document["left_out"]}
+    assert set(reasons) == {("law", "lost"), ("law", "upside_down"), ("law", "typo"), ("tools", "executed")}
+    assert reasons["law", "lost"].startswith("failed: the data of lost_rows cannot be read: ")
+    assert "higher is not better in the metric 'acc'" in reasons["law", "upside_down"]
+    assert "has no metric 'akk'; it has: acc" in reasons["law", "typo"]
+    assert any(line.startswith("law / lost failed: ") for line in said)
+    assert set(document["domains"]["tools"]["tasks"]) == {"words"}
+
+
+def test_the_table_shows_scores_and_what_was_left_out(whole):
+    text = run.format_evaluation(whole[1])
+    lines = text.splitlines()
+    assert lines[0].split() == ["metric", "shots", "rows", "score", "+-"]
+    assert lines[1].split()[:2] == ["law", "mean"]
+    assert lines[2].split()[:6] == ["Words", "of", "law", "acc", "1", "12"]
+    assert "at most 6 rows per task: a trial" in text
+    assert "left out: tools / executed: it executes code" in text
+
+
+def test_a_benchmark_of_two_tasks_scores_what_the_harness_gives_their_group(whole, workspace, benchmarks):
+    from lm_eval import simple_evaluate
+
+    results = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(workspace / "model"), "device": "cpu"},
+        tasks=["both"],
+        num_fewshot=1,
+        limit=6,
+        task_manager=cached_task_manager(benchmarks.parent / "tasks"),
+    )["results"]["both"]
+    words = whole[1]["domains"]["law"]["tasks"]["words"]
+    assert words["score"] == pytest.approx(results["acc,none"])
+    assert words["stderr"] == pytest.approx(results["acc_stderr,none"], rel=0.01)
+
+
+def test_code_of_the_model_is_executed_only_when_asked_for(workspace, benchmarks, whole):
+    folder = whole[0]
+    document, failed, said = evaluated(workspace / "model", benchmarks, folder, domains=("tools",), run_model_code=True)
+    assert set(document["domains"]["tools"]["tasks"]) == {"executed", "words"}
+    assert [line for line in said if line.startswith("evaluating")] == ["evaluating tools / executed: executed"]
+    assert failed == []
+    assert "HF_ALLOW_CODE_EVAL" not in os.environ
+    assert {one["domain"] for one in document["left_out"]} == {"law"}, "what other domains left out stays"
+
+
+def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(workspace, benchmarks, tmp_path):
+    said = []
+
+    def cut_off(line):
+        said.append(line)
+        if line.startswith("evaluating law / written"):
+            raise KeyboardInterrupt
+
+    options = {"options": run.Options(limit=6, device="cpu"), "output": tmp_path, "tasks_file": benchmarks}
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(str(workspace / "model"), ["law"], **options, say=cut_off)
+    halfway = read_document(tmp_path / "versatune" / "evaluation.json", "versatune/evaluation")
+    assert set(halfway["domains"]["law"]["tasks"]) == {"words"}
+    assert {"domain": "law", "task": "written", "reason": "not evaluated yet"} in halfway["left_out"]
+    said = []
+    _, document, _ = run.evaluate(str(workspace / "model"), ["law"], **options, say=said.append)
+    assert not any(line.startswith("evaluating law / words") for line in said)
+    assert document["domains"]["law"]["tasks"]["words"] == halfway["domains"]["law"]["tasks"]["words"]
+    assert "written" in document["domains"]["law"]["tasks"]
+
+
+def test_results_of_another_limit_or_model_are_not_mixed_and_not_lost(workspace, benchmarks, whole, tmp_path):
+    folder = whole[0]
+    before = (folder / "versatune" / "evaluation.json").read_bytes()
+    with pytest.raises(ValueError, match=r"limit 6, now 3\).*--output, or forget them with --refresh"):
+        evaluated(workspace / "model", benchmarks, folder, limit=3)
+    with pytest.raises(ValueError, match=r"model fingerprint content .*, now content "):
+        evaluated(lora(workspace, tmp_path), benchmarks, folder)
+    assert (folder / "versatune" / "evaluation.json").read_bytes() == before
+
+
+def test_a_benchmark_that_is_defined_otherwise_is_evaluated_anew(workspace, benchmarks, tmp_path):
+    file = tmp_path / "mine.yml"
+    text = "include_path: {}\ndomains: {{tools: {{words: {{tasks: code_words, metric: acc{}}}}}}}"
+
+    def said_with(more):
+        file.write_text(text.format(benchmarks.parent / "tasks", more))
+        return evaluated(workspace / "model", file, tmp_path)
+
+    first, _, _ = said_with("")
+    again, _, said = said_with(", title: Words of code")
+    assert said == []
+    was, now = (document["domains"]["tools"]["tasks"]["words"] for document in (first, again))
+    assert now == was | {"title": "Words of code"}
+    document, _, said = said_with(", num_fewshot: 2")
+    assert said[0] == "tools / words: its definition has changed, so its earlier result is dropped"
+    assert "evaluating tools / words: code_words" in said
+    assert document["domains"]["tools"]["tasks"]["words"]["num_fewshot"] == 2
+
+
+def test_refresh_runs_again_what_has_a_result_and_forgets_what_does_not_fit(workspace, benchmarks, tmp_path):
+    options = {"domains": ("tools",), "limit": 2}
+    evaluated(workspace / "model", benchmarks, tmp_path, **options)
+    _, _, said = evaluated(workspace / "model", benchmarks, tmp_path, **options, refresh=True)
+    assert "evaluating tools / words: code_words" in said
+    document, _, _ = evaluated(workspace / "model", benchmarks, tmp_path, domains=("tools",), limit=3, refresh=True)
+    assert (document["limit"], document["domains"]["tools"]["tasks"]["words"]["num_samples"]) == (3, 3)
+
+
+def lora(workspace, folder):
+    """An adapter that changes what the tiny model says, with its base named as training in the workspace names it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(workspace / "model")
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    torch.manual_seed(0)
+    model.save_pretrained(folder / "checkpoint-5")
+    return folder / "checkpoint-5"
+
+
+def test_an_adapter_is_applied_to_its_base_model(workspace, benchmarks, tmp_path):
+    from peft import PeftModel
+
+    from versatune_plugin.evaluation.target import find_target
+
+    folder = lora(workspace, tmp_path)
+    model = harness.load_model(find_target(str(folder)), device="cpu", batch_size="2", trust_remote_code=False)
+    assert isinstance(model.model, PeftModel)
+    document, _, _ = evaluated(folder, benchmarks, None, domains=("tools",))
+    assert read_document(folder / "versatune" / "evaluation.json", "versatune/evaluation")["step"] == 5
+    assert document["model"]["base_model"] == str(workspace / "model")
+    assert "words" in document["domains"]["tools"]["tasks"]
+
+
+def test_a_device_that_is_not_there_is_an_error_not_another_device(workspace, benchmarks, tmp_path):
+    with pytest.raises(ValueError, match="--device: the harness finds no 'npu:3' here"):
+        evaluated(workspace / "model", benchmarks, tmp_path, device="npu:3", domains=("tools",))
+
+
+def test_the_command_ends_with_status_1_and_names_what_failed(workspace, benchmarks, tmp_path):
+    given = [str(workspace / "model"), "--tasks", str(benchmarks), "--output", str(tmp_path), "--limit", "2"]
+    finished = CliRunner().invoke(cli.main, ["evaluate", *given, "--domains", "law"])
+    assert finished.exit_code == 1
+    assert "Words of law" in finished.output
+    assert "failed, for the reasons above: law / lost, law / upside_down, law / typo" in finished.output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--domains", "lwa"], "no domain 'lwa'; did you mean 'law'?"),
+        (["--domains", "law"], "no benchmark could be run"),
+        (["--batch-size", "many"], "--batch-size must be a number of rows or auto, got 'many'"),
+        (["--limit", "0"], "--limit"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_ends_before_a_model_is_loaded(workspace, tmp_path, monkeypatch, given, said):
+    monkeypatch.setattr(harness, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    finished = CliRunner().invoke(cli.main, ["evaluate", str(workspace / "model"), "--output", str(tmp_path), *given])
+    assert finished.exit_code != 0
+    assert said in finished.output
+
+
+def test_an_unknown_task_ends_before_a_model_is_loaded(workspace, benchmarks, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    file = tmp_path / "mine.yml"
+    file.write_text("domains: {law: {a: {tasks: mmlu_profesional_law, metric: acc}}}")
+    with pytest.raises(ValueError, match=r"domains.law.a.tasks: .* did you mean 'mmlu_professional_law'\?"):
+        run.evaluate(str(workspace / "model"), tasks_file=file, output=tmp_path)
+
+
+def test_a_model_on_a_hub_needs_a_folder_for_its_results(benchmarks):
+    with pytest.raises(ValueError, match="gpt2 is on a hub: name a folder for the results with --output"):
+        run.evaluate("gpt2", tasks_file=benchmarks)

@@ -1,0 +1,253 @@
+"""What is seen of a run while it trains: the terminal, and real trackers, read back from what they stored."""
+
+import json
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+
+from tqdm import tqdm
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from tests.hosts import inside, runs
+from tests.tiny import DOMAINS
+from versatune_plugin.progress import QUANTITIES, MixtureProgress, QuietPrinter, short_mixture
+
+HISTORY_KEYS = {"proportion": "proportions", "loss": "losses", "potential": "potential"}
+
+
+def tracked_by(folder: Path) -> dict[int, dict[str, float]]:
+    """What a tracker should hold by step, from the history alone."""
+    records, expected, before = runs.history(folder), {}, None
+    for record in records:
+        numbers = {
+            f"train/versatune/{name}/{domain}": value
+            for name, key in HISTORY_KEYS.items()
+            for domain, value in record[key].items()
+        }
+        if before:
+            drawn = {
+                domain: record["drawn_by_domain"][domain] - before["drawn_by_domain"][domain] for domain in DOMAINS
+            }
+            total = sum(drawn.values())
+            numbers |= {f"train/versatune/realised_share/{domain}": n / total for domain, n in drawn.items()}
+        expected[record["step"]], before = numbers, record
+    assert sorted(expected) == [0, 3, 6, 9, 12, 14]
+    return expected
+
+
+# Trackers
+
+
+def test_tensorboard_holds_the_history_and_a_chart_per_quantity_with_all_domains(workspace, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    inside.train(workspace, tmp_path, report_to="tensorboard")
+    assert len(list((tmp_path / "tb").iterdir())) == 1, "something was logged after the tracker was closed"
+    stored = EventAccumulator(str(tmp_path / "tb")).Reload()
+    found: dict = {}
+    for tag in stored.Tags()["scalars"]:
+        for point in stored.Scalars(tag) if "/versatune/" in tag else ():
+            found.setdefault(point.step, {})[tag] = point.value
+    for step, numbers in tracked_by(tmp_path).items():
+        assert found.pop(step) == pytest.approx(numbers, rel=1e-6)
+    assert not found
+
+    layout = layout_pb2.Layout.FromString(stored.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    (category,) = layout.category
+    assert (category.title, len(category.chart)) == ("versatune", len(QUANTITIES))
+    for chart, name in zip(category.chart, QUANTITIES, strict=True):
+        (pattern,) = chart.multiline.tag
+        matched = [tag for tag in stored.Tags()["scalars"] if re.fullmatch(pattern, tag)]
+        assert sorted(matched) == sorted(f"train/versatune/{name}/{domain}" for domain in DOMAINS)
+
+
+def wandb_records(path: Path):
+    """Records of an offline run's file, which is a LevelDB log: blocks of 32 KiB, records in pieces with a header."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, record = path.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while position < len(data):
+        left = 32768 - position % 32768
+        if left < 7:  # the rest of a block is empty
+            position += left
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+def test_wandb_offline_holds_the_history(workspace, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "w"))
+    (tmp_path / "w").mkdir()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    inside.train(workspace, tmp_path, report_to="wandb")
+    wandb.finish()
+    (path,) = (tmp_path / "w").rglob("run-*.wandb")
+    found: dict = {}
+    for record in wandb_records(path):
+        if record.WhichOneof("record_type") == "history":
+            row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            if any("/versatune/" in key for key in row):
+                found[row["train/global_step"]] = {key: row[key] for key in row if "/versatune/" in key}
+    assert found == tracked_by(tmp_path)
+
+
+def track_with_trackio(workspace: str, folder: str) -> None:
+    os.environ |= {"TRACKIO_DIR": f"{folder}/trackio", "ACCELERATE_USE_CPU": "true"}
+    import trackio
+    from transformers.integrations import TrackioCallback
+
+    class Local(TrackioCallback):
+        """As the host's, which hands arguments to `trackio.init` that the release Axolotl pins does not know."""
+
+        def setup(self, args, state, model, **kwargs):
+            assert not self._initialized
+            trackio.init(project="mixture", name="run", resume="allow", auto_log_gpu=False)
+            self._initialized = True
+
+    inside.train(Path(workspace), Path(folder), trainer={"callbacks": [Local()]})
+    from trackio.sqlite_storage import SQLiteStorage
+
+    stored = {name: SQLiteStorage.get_logs("mixture", name) for name in SQLiteStorage.get_runs("mixture")}
+    (Path(folder) / "stored.json").write_text(json.dumps(stored))
+
+
+def test_trackio_holds_the_history_in_one_run(workspace, tmp_path):
+    pytest.importorskip("trackio")
+    assert runs.apart(track_with_trackio, str(workspace), str(tmp_path)) == 0
+    stored = json.loads((tmp_path / "stored.json").read_text())
+    assert list(stored) == ["run"], "something was logged after the tracker was closed"
+    found = {
+        row["train/global_step"]: {key: row[key] for key in row if "/versatune/" in key}
+        for row in stored["run"]
+        if any("/versatune/" in key for key in row)
+    }
+    assert found == tracked_by(tmp_path)
+
+
+class Stop(EarlyStoppingCallback):
+    """Stops at the first evaluation."""
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
+class Closing(TrainerCallback):
+    """Notes what is logged after trackers are closed."""
+
+    late = None
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.late = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.late is not None:
+            self.late.append(logs)
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_an_early_stop_is_measured_before_trackers_close(workspace, tmp_path, by_epoch):
+    closing = Closing()
+    when = {"eval_strategy": "epoch", "num_train_epochs": 2, "max_steps": -1} if by_epoch else {}
+    options = {"eval_strategy": "steps", "eval_steps": 4, "metric_for_best_model": "eval_law_loss"} | when
+    block = inside.block(samples_per_epoch=8) if by_epoch else inside.block()
+    inside.train(workspace, tmp_path, versatune=block, trainer={"callbacks": [Stop(), closing]}, **options)
+    assert [record["step"] for record in runs.history(tmp_path)] == [0, 3, 4]
+    assert closing.late == []
+
+
+def test_checkpoint_that_is_saved_after_the_end_was_measured_goes_on_without_that_line(workspace, tmp_path):
+    options = {"save_strategy": "epoch", "lr_scheduler_type": "constant"}
+    options["versatune"] = inside.block(samples_per_epoch=8)  # epochs of 4 steps
+    inside.train(workspace, tmp_path / "long", max_steps=12, **options)
+    inside.train(workspace, tmp_path / "short", max_steps=8, **options)
+    assert [record["step"] for record in runs.history(tmp_path / "short")] == [0, 3, 6, 8]
+    inside.train(workspace, tmp_path / "short", resume=True, max_steps=12, **options)
+    long, short = (runs.history(tmp_path / name) for name in ("long", "short"))
+    assert [record["step"] for record in short] == [0, 3, 6, 9, 12]
+    assert short[1:] == long[1:]
+
+
+# The terminal
+
+
+def spoken(capsys, workspace, folder, **options) -> tuple[list[str], object]:
+    """What a run writes to the terminal, in lines as they are drawn, and its trainer."""
+    logger, handler = logging.getLogger("versatune_plugin"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("[versatune] %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    sys.stdout = sys.stderr  # one terminal
+    try:
+        trainer = inside.train(workspace, folder, **options)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    return re.split(r"[\r\n]", capsys.readouterr().err), trainer
+
+
+@pytest.mark.parametrize("with_bar", [True, False])
+def test_terminal_shows_the_mixture_in_short_and_the_hosts_lines_as_they_were(
+    workspace, tmp_path, capsys, monkeypatch, with_bar
+):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    lines, trainer = spoken(capsys, workspace, tmp_path, disable_tqdm=not with_bar)
+    printed = [line for line in lines if "{'" in line]
+    assert not [line for line in lines if "versatune/" in line and "{" in line]
+    assert [re.match(r"{'(\w+)'", line)[1] for line in printed] == ["loss", "loss", "train_runtime"]
+    updates = [line for line in lines if re.search(r"step +\d+/14 \| law ", line)]
+    assert len(updates) == 6
+    assert all(line.startswith("[versatune] step ") for line in updates), "a bar stood in the way"
+    bars = [line for line in lines if "/14 [" in line]
+    assert bool(bars) == with_bar
+    if with_bar:
+        records = runs.history(tmp_path)
+        assert f", {short_mixture(records[-1]['proportions'])}]" in bars[-1]
+        assert f", {short_mixture(records[1]['proportions'])}]" in "".join(bars)
+    assert [type(c) for c in trainer.callback_handler.callbacks if isinstance(c, (MixtureProgress, QuietPrinter))] == [
+        MixtureProgress if with_bar else QuietPrinter
+    ]
+
+
+@pytest.mark.parametrize(
+    ("proportions", "line"),
+    [
+        ({"law": 0.3123, "med": 0.2249, "code": 0.4628}, "law 0.31 med 0.22 code 0.46"),
+        ({"general knowledge": 0.5, "medicine": 0.25, "finance": 0.25}, "gener 0.50 medic 0.25 finan 0.25"),
+        ({"one": 1.0}, "one 1.00"),
+        ({f"domain {n:02}": n / 190 for n in range(20)}, "domain 19 0.10 +19 more"),
+        ({f"{n:02}": n / 190 for n in range(20)}, "17 0.09 18 0.09 19 0.10 +17 more"),
+        ({"line\nbreak": 0.5, "b": 0.5}, "line break 0.50 b 0.50"),
+    ],
+)
+def test_a_mixture_in_one_short_line(proportions, line):
+    assert short_mixture(proportions) == line
+    assert len(line) <= 32
+
+
+def test_a_wide_terminal_shows_more_of_a_mixture():
+    many = {f"domain {n:02}": n / 190 for n in range(20)}
+    assert short_mixture(many, 60) == "domain 17 0.09 domain 18 0.09 domain 19 0.10 +17 more"
+
+
+def test_a_short_mixture_fits_80_columns_also_late_in_a_long_run():
+    line = short_mixture({"general": 0.5, "medicine": 0.25, "finance": 0.25})
+    bar = tqdm.format_meter(99_999, 100_000, 9.9 * 3600, ncols=80, postfix=line)
+    assert line in bar
+    assert len(bar) == 80

@@ -1,0 +1,321 @@
+"""The page of one run: what is on it, and what it is made of."""
+
+import json
+import re
+from html import unescape
+
+import pytest
+
+from tests.report.histories import evaluation, expansion, names, old, write
+from versatune_plugin.history import history_path
+from versatune_plugin.report import make_report
+from versatune_plugin.report.decisions import MAX_ROWS, decisions_section
+from versatune_plugin.report.making import format_table
+from versatune_plugin.report.parts import Cell, Chart, Table
+from versatune_plugin.report.run_sections import run_sections
+from versatune_plugin.report.runs import Run, load_runs
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(expansion(), tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    return page_of(write(expansion(), tmp_path_factory.mktemp("run") / "out"))
+
+
+def page_of(folder):
+    return make_report([folder]).html()
+
+
+def run_of(records, **more):
+    return Run(name="run", folder="run", records=records, **more)
+
+
+def parts_of(run, kind):
+    return {
+        part.title if kind is Chart else part.caption: part
+        for s in run_sections(run)
+        for part in s.parts
+        if isinstance(part, kind)
+    }
+
+
+def unbroken(text):
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def text_of(html):
+    return unescape(unbroken(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html))))
+
+
+# --- what is on it ------------------------------------------------------------------------------------------
+
+
+def test_the_page_begins_with_what_happened_in_words_and_numbers(folder, html):
+    points = run_sections(load_runs([folder])[0])[0].points
+    assert unbroken(points[0]) == (
+        "The held-out loss rose by more than 2 standard errors in 1 of 6 domains: general 2.833 to 2.940 (+3.8 %)."
+    )
+    said = text_of(html)
+    for words in (
+        "fell by more than 2 standard errors in 4 of 6 domains: code 2.293 to 1.681 (−26.7 %)",
+        "Within 2 standard errors of no change: 1 of 6 domains: law 2.254 to 2.197",
+        "finance gained most, 16.7 % to 60.0 %",
+        "600 optimizer steps on 4,799 rows; the mixture was changed 9 times, guards held 22 times what was proposed, "
+        "1 of 31 updates skipped.",
+        "The most repeated domain is finance: 2.26 passes over its 1,150 rows.",
+        # 31 probes of 2.5, 2.6 and 2.7 s: 80.5 s; 4 s, then six times 30 + 31 + 32 + 33 + 34 s: 964 s
+        "Probes took 80.5 s of 16 min (8.4 % of the run, predicted 7.0 %), 2.6 s each.",
+    ):
+        assert words in said, words
+    assert said.index("What happened") < said.index("Mixture") < said.index("Losses") < said.index("Configuration")
+
+
+def test_the_table_has_every_number_and_marks_what_is_beyond_two_standard_errors(folder, html):
+    table = next(iter(parts_of(load_runs([folder])[0], Table).values()))
+    rows = {row[0]: row for row in table.rows}
+    assert rows["general"] == (
+        "general", "550", "441", "0.80", "0.092", "0.092", "0.053", "2.833", "2.940",
+        Cell("+3.8\N{NO-BREAK SPACE}% ± 1.5", "worse"),
+    )  # fmt: skip
+    assert rows["law"][-1] == "−2.6\N{NO-BREAK SPACE}% ± 1.5"
+    assert rows["code"][-1] == Cell("−26.7\N{NO-BREAK SPACE}% ± 1.5", "better")
+    for row in table.rows:
+        for cell in row:
+            assert f">{cell.text if isinstance(cell, Cell) else cell}<" in html
+
+
+def test_every_part_that_was_asked_for_is_there(folder, html):
+    charts = parts_of(load_runs([folder])[0], Chart)
+    assert list(charts) == [
+        "The mixture",
+        "Passes over the data",
+        "Requested and realised",
+        "Held-out loss",
+        "Learnable potential",
+        "Forgetting since the last update",
+        "Forgetting since the start",
+        "What happened at which update",
+        "The test behind each decision",
+        "Time of each probe",
+    ]
+    assert html.count('role="img"') == len(charts)
+    for chart in charts.values():
+        assert re.search(r"\d", chart.alt), f"{chart.title}: no number in {chart.alt}"
+        assert f'aria-label="{chart.alt}"' in unescape(html)
+    for words in ("expansion.delta", "0.06", "5495bbe8c7cc53bb9eadda24c8ff2453", "2.13.0", "fe12"):
+        assert words in html
+
+
+def test_every_chart_is_a_png_too_and_the_page_needs_none_of_them(folder):
+    page, pictures = make_report([folder]).write()
+    assert sorted(path.name for path in page.parent.glob("*.png")) == sorted(path.name for path in pictures)
+    assert len(pictures) == 10
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    assert "mixture.png" not in {path.name for path in pictures}  # it is the trainer's
+    assert ".png" not in page.read_text()
+
+
+def test_evaluations_stand_with_their_tasks_and_what_was_left_out(folder):
+    for step, where in ((200, folder / "checkpoint-200"), (None, folder)):
+        file = where / "versatune" / "evaluation.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(evaluation({"law": 0.41 if step else 0.47, "code": 0.3}, step)))
+    (folder / "checkpoint-400" / "versatune").mkdir(parents=True)
+    (folder / "checkpoint-400" / "versatune" / "evaluation.json").write_text("{}")
+    run = load_runs([folder])[0]
+    assert list(run.evaluations) == [200, None]
+    assert "checkpoint-400/versatune/evaluation.json is not a versatune/evaluation document" in run.problem
+    said = text_of(page_of(folder))
+    for words in ("step 200", "finished model", "0.410 ± 0.020", "0.470 ± 0.020", "Law QA", "lawbench of law"):
+        assert words in said
+
+
+def test_evaluations_alone_are_a_report(tmp_path):
+    file = tmp_path / "versatune" / "evaluation.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(evaluation({"law": 0.41})))
+    report = make_report([tmp_path])
+    assert "does not exist" in report.text()
+    assert "0.410 ± 0.020" in report.html()
+
+
+# --- decisions ----------------------------------------------------------------------------------------------
+
+
+def test_the_decisions_say_what_was_held_skipped_and_raised():
+    table = decisions_section(expansion()).parts[-1]
+    rows = {row[0]: row for row in table.rows}
+    assert rows["20"][1].startswith("finance raised: others forgot")
+    assert rows["20"][2] == "finance 0.167 → 0.227"
+    assert rows["220"][1] == "skipped: domain 'medicine' has loss nan"
+    assert "held by guards: finance 0.660 was proposed" in rows["600"][1]
+    assert table.caption == "All 30 updates."
+
+
+def test_a_long_history_shows_the_updates_that_stand_out_and_says_how_many_it_leaves_out():
+    records = expansion(num_updates=300)
+    for record in records[200:]:
+        record["proposed"] = None
+    table = decisions_section(records).parts[-1]
+    assert len(table.rows) == MAX_ROWS
+    assert "250 more are left out" in table.caption
+    assert "220" in [row[0] for row in table.rows]  # skipped
+    steps = [int(row[0].replace(",", "")) for row in table.rows]
+    assert steps == sorted(steps)
+
+
+def test_a_run_that_decides_nothing_has_no_decisions():
+    first = expansion(num_updates=1)[0]
+    assert decisions_section([first, first | {"step": 20}]) is None
+
+
+# --- every history ------------------------------------------------------------------------------------------
+
+
+def test_a_history_of_an_old_release_is_shown_as_far_as_it_goes(tmp_path):
+    said = text_of(page_of(write(old(expansion()), tmp_path / "out")))
+    assert "how surely, the history does not say" in said
+    assert "Probes took" not in said
+    assert "general 2.833 to 2.940" in said
+
+
+def test_step_and_proportions_are_enough(tmp_path):
+    records = [{"step": record["step"], "proportions": record["proportions"]} for record in expansion()]
+    report = make_report([write(records, tmp_path / "out")])
+    assert "finance" in report.text()
+    said = text_of(report.html())
+    assert "finance gained most, 16.7 % to 60.0 %" in said
+    assert "No loss was measured twice" in said
+
+
+@pytest.mark.parametrize("absent", sorted(expansion(num_updates=0)[0].keys() - {"step", "proportions"}))
+def test_every_other_key_may_be_missing_or_null(absent):
+    for records in (
+        [{key: value for key, value in record.items() if key != absent} for record in expansion(num_updates=12)],
+        [record | {absent: None} for record in expansion(num_updates=12)],
+    ):
+        assert run_sections(run_of(records))[0].title == "What happened"
+
+
+@pytest.mark.parametrize("number", [1, 2, 20])
+def test_one_two_and_twenty_domains_are_all_shown(tmp_path, number):
+    html = page_of(write(expansion(names(number), num_updates=4), tmp_path / "out"))
+    for domain in names(number):
+        assert f'<th scope="row">{domain}</th>' in html
+
+
+def test_the_first_measurement_alone_is_a_report(tmp_path):
+    assert "No loss was measured twice" in page_of(write(expansion(num_updates=0), tmp_path / "out"))
+
+
+def test_lines_are_thinned_and_say_so_but_numbers_are_not():
+    records = expansion(names(2), num_updates=1200)
+    chart = parts_of(run_of(records), Chart)["Held-out loss"]
+    assert "Drawn are 500 evenly spaced of 1,201 points" in chart.caption
+    last = records[-1]["losses"]["general"]
+    assert f"{last:.3f}" in chart.alt
+    from versatune_plugin.drawing import new_figure
+
+    figure = new_figure(4.8, 3.2)
+    chart.draw(figure)
+    assert max(len(line.get_xdata()) for line in figure.axes[0].lines) == 500
+    assert figure.axes[0].lines[0].get_xdata()[-1] == records[-1]["step"]
+
+
+# --- what it is made of -------------------------------------------------------------------------------------
+
+STRANGE = ("<script>alert(1)</script>", "$x_1$", "_a", "a" * 60, "法律与合同", "&amp; \"q\" 's' {{ 7 * 7 }} #1c2127")
+
+
+def test_names_are_shown_as_they_are_and_never_run(tmp_path):
+    html = page_of(write(expansion(STRANGE), tmp_path / "out"))
+    assert "<script" not in html
+    shown = re.findall(r'<th scope="row">([^<]*)</th>', html)[: len(STRANGE)]
+    assert [unescape(name) for name in shown] == list(STRANGE)
+    legend = [unescape(name) for name in re.findall(r"<span>([^<]*)</span></li>", html)]
+    assert set(STRANGE) <= set(legend)
+
+
+def test_notes_and_reasons_are_shown_as_they_are(tmp_path):
+    records = expansion(num_updates=3)
+    records[1]["note"] = records[2]["skipped"] = "<img src=x onerror=alert(1)>"
+    html = page_of(write(records, tmp_path / "out"))
+    assert "<img" not in html
+    assert html.count("&lt;img src=x onerror=alert(1)&gt;") >= 2
+
+
+def test_the_same_input_gives_the_same_bytes(folder, tmp_path):
+    write(expansion(num_updates=3), folder)
+    one, two = (make_report([folder]).write(tmp_path / name) for name in ("one", "two"))
+    for first, second in zip([one[0], *one[1]], [two[0], *two[1]], strict=True):
+        assert first.name == second.name
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_page_loads_nothing_and_needs_no_script(html):
+    assert not re.search(r"<script|<link(?! rel=\"icon\" href=\"data:,\")|<img|@import|url\((?!#)", html)
+    assert not re.search(r'(?:src|href)="(?!#|data:,)', html)
+    assert "default-src 'none'" in html
+
+
+def test_the_charts_take_their_ink_from_the_page(html):
+    charts = "".join(re.findall(r"<svg viewBox[^>]*role=\"img\".*?</svg>", html, flags=re.S))
+    assert "var(--ink)" in charts
+    assert "var(--grid)" in charts
+    assert not re.search(r"#(?:000000|1c2127|ffffff)", charts)
+
+
+def test_no_two_drawings_share_an_identifier(html):
+    identifiers = re.findall(r'\bid="([^"]+)"', html)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_matplotlib_is_afterwards_as_the_user_had_it(folder):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    make_report([folder]).write()
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_table_as_text_is_aligned_whatever_the_script():
+    table = Table(header=("domain", "loss"), rows=[("法律", Cell("1.5", "worse")), ("code", "2.25")], caption="Losses")
+    assert format_table(table) == "Losses\ndomain  loss\n法律     1.5\ncode    2.25"
+
+
+# --- several runs -------------------------------------------------------------------------------------------
+
+
+def test_runs_have_the_shortest_names_that_tell_them_apart(tmp_path):
+    folders = [write(expansion(num_updates=1), tmp_path / name / "out") for name in ("a", "b")]
+    assert [run.name for run in load_runs(folders)] == ["a/out", "b/out"]
+    assert [run.name for run in load_runs(folders[:1])] == ["out"]
+    with pytest.raises(ValueError, match="given twice"):
+        load_runs([folders[0], tmp_path / "a" / ".." / "a" / "out"])
+
+
+def test_one_run_has_no_baseline(folder):
+    with pytest.raises(ValueError, match="nothing to be compared with"):
+        make_report([folder], baseline="out")
+
+
+def test_a_page_of_several_runs_has_the_comparison_first_and_each_run_folded(tmp_path):
+    folders = [write(expansion(seed=seed, num_updates=6), tmp_path / f"run{seed}") for seed in (0, 1)]
+    history_path(write([], tmp_path / "empty"))
+    report = make_report([*folders, tmp_path / "empty"], baseline="run1")
+    page, _ = report.write(tmp_path / "seen")
+    html = page.read_text()
+    assert page == tmp_path / "seen" / "comparison.html"
+    assert html.count('<details class="chapter">') == 3
+    assert html.index("3 runs compared") < html.index('<details class="chapter">')
+    assert "empty/versatune/history.jsonl is empty" in html[: html.index('<details class="chapter">')]
+    assert "is empty" in report.text()
+    for section in report.comparison:
+        assert section.title in html

@@ -1,0 +1,106 @@
+"""What `versatune evaluate` measured of a run's checkpoints."""
+
+import numpy as np
+
+from versatune_plugin.drawing import INK, marks
+from versatune_plugin.report.parts import Chart, Section, Table
+from versatune_plugin.report.run_charts import short
+from versatune_plugin.report.runs import Run
+from versatune_plugin.report.summary import shown
+
+
+def evaluations_section(run: Run) -> Section | None:
+    """Scores per domain, and the tasks behind them; None where nothing was evaluated."""
+    if not run.evaluations:
+        return None
+    domains = list(dict.fromkeys(domain for document in run.evaluations.values() for domain in document["domains"]))
+    newest = list(run.evaluations.values())[-1]
+    return Section(
+        title="Benchmarks",
+        parts=[_chart(run, domains), _scores(run, domains), _tasks(newest)],
+        text="Scores of the evaluation harness; a domain's is the mean over its tasks.",
+        warnings=_warnings(run),
+    )
+
+
+def _warnings(run: Run) -> list[str]:
+    left_out = {
+        f"Not evaluated: {item.get('task')} of {item.get('domain')}: {item.get('reason')}."
+        for document in run.evaluations.values()
+        for item in document.get("left_out") or ()
+    }
+    limits = {document["limit"] for document in run.evaluations.values() if document.get("limit") is not None}
+    return [f"Only the first samples of each task were taken (limit {limit})." for limit in sorted(limits)] + sorted(
+        left_out
+    )
+
+
+def _when(step: int | None) -> str:
+    return "finished model" if step is None else f"step {step:,}"
+
+
+def _value(document: dict, domain: str, key: str) -> float | None:
+    return (document["domains"].get(domain) or {}).get(key)
+
+
+def _chart(run: Run, domains: list[str]) -> Chart:
+    whens = [_when(step) for step in run.evaluations]
+    documents, number = list(run.evaluations.values()), len(run.evaluations)
+    shades = marks(number)
+
+    def draw(figure) -> None:
+        figure.set_size_inches(4.8, max(2.0, 0.8 + len(domains) * (0.16 * number + 0.14)))
+        axes, height = figure.subplots(), 0.8 / number
+        for position, (document, mark) in enumerate(zip(documents, shades, strict=True)):
+            scores = [_value(document, domain, "score") or 0 for domain in domains]
+            errors = [_value(document, domain, "stderr") or 0 for domain in domains]
+            places = np.arange(len(domains)) - 0.4 + (position + 0.5) * height
+            axes.barh(places, scores, height, xerr=errors, error_kw={"lw": 0.9, "ecolor": INK}, **mark.of_area)
+        axes.set_yticks(range(len(domains)), [short(domain) for domain in domains])
+        axes.set(ylim=(len(domains) - 0.4, -0.6), xlabel="score")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+
+    words = [f"{domain} {shown(_value(documents[-1], domain, 'score'))}" for domain in domains]
+    return Chart(
+        name="benchmarks",
+        title="Scores by domain",
+        alt=f"Scores of the {whens[-1]}: {', '.join(words)}.",
+        draw=draw,
+        legend=dict(zip(whens, shades, strict=True)),
+        caption="Lines on the bars: one standard error.",
+    )
+
+
+def _scores(run: Run, domains: list[str]) -> Table:
+    rows = [
+        (domain, *(_with_error(document["domains"].get(domain) or {}) for document in run.evaluations.values()))
+        for domain in domains
+    ]
+    return Table(
+        header=("domain", *map(_when, run.evaluations)), rows=rows, caption="Scores by domain, with standard errors."
+    )
+
+
+def _tasks(document: dict) -> Table:
+    rows = [
+        (
+            str(task.get("title") or name),
+            domain,
+            str(task.get("metric", "-")),
+            _with_error(task),
+            str(task.get("num_fewshot", "-")),
+            "-" if task.get("num_samples") is None else f"{task['num_samples']:,}",
+            "lower" if task.get("higher_is_better") is False else "higher",
+        )
+        for domain, measured in document["domains"].items()
+        for name, task in measured["tasks"].items()
+    ]
+    header = ("task", "domain", "metric", "score", "shots", "samples", "better is")
+    name = (document.get("model") or {}).get("name")
+    return Table(header=header, rows=rows, words=(1, 2, 6), caption=f"Tasks behind the newest scores (model: {name}).")
+
+
+def _with_error(measured: dict) -> str:
+    error = measured.get("stderr")
+    return shown(measured.get("score")) + ("" if error is None else f" ± {error:.3f}")

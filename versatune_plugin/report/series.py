@@ -1,0 +1,55 @@
+"""Series of numbers over a run's steps, as arrays, and which of their points are drawn."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from versatune_plugin.report.summary import changes_of
+
+MAX_POINTS = 500
+"""Points drawn per line, at the most."""
+
+
+def matrix(records: Sequence[dict], key: str) -> np.ndarray:
+    """What the records hold under a key, shape (num_records, num_domains), nan where they do not."""
+    domains = list(records[0]["proportions"])
+    nothing = dict.fromkeys(domains)
+    rows = [
+        [of_record[domain] for domain in domains] for of_record in (record.get(key) or nothing for record in records)
+    ]
+    return np.array(rows, dtype=np.float64)
+
+
+def vector(records: Sequence[dict], key: str) -> np.ndarray:
+    """What the records hold under a key, shape (num_records,), nan where they do not."""
+    return np.array([record.get(key) for record in records], dtype=np.float64)
+
+
+def thinned(number: int) -> np.ndarray:
+    """Positions of the points that are drawn of so many: all, or evenly spaced ones with the first and the last."""
+    if number <= MAX_POINTS:
+        return np.arange(number)
+    return np.unique(np.linspace(0, number - 1, MAX_POINTS).round().astype(int))
+
+
+def thinning_note(number: int) -> str:
+    """What a caption says of it; empty where all points are drawn."""
+    if number <= MAX_POINTS:
+        return ""
+    return f"Drawn are {MAX_POINTS} evenly spaced of {number:,} points; tables and numbers are of all of them."
+
+
+def proportions_over_steps(records: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps at which proportions began to act, up to the end of the run, and these, shape (num_changes, num_domains).
+
+    In a history that does not say when they acted, the steps at which they were decided.
+    """
+    last, changes = records[-1], changes_of(records)
+    if changes is None:
+        steps, stacks = [record["step"] for record in records], [list(r["proportions"].values()) for r in records]
+    else:
+        acted = [(draw, values) for draw, values in changes if draw == 0 or draw < last["num_drawn"]]
+        drawn, at = [record["num_drawn"] for record in records], [record["step"] for record in records]
+        steps = np.interp([draw for draw, _ in acted], drawn, at).tolist()
+        stacks = [list(proportions.values()) for _, proportions in acted]
+    return np.array([*steps, max(last["step"], 1)]), np.array([*stacks, stacks[-1]])
