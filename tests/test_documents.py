@@ -122,6 +122,28 @@ def test_files_named_in_the_readme_exist():
     assert not missing
 
 
+def test_readmes_commands_and_their_options_exist():
+    from versatune_plugin.cli import main
+
+    lines = re.findall(r"(?:^|`)(?:axolotl versatune-|versatune )([a-z].*?)(?:`|\s#|$)", README, flags=re.MULTILINE)
+    assert {line.split()[0] for line in lines} == main.commands.keys() - {"quickstart"}  # which is run by `make`
+    for line in lines:
+        name, *words = line.split(" -- ")[0].split()
+        known = {option for parameter in main.commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_readmes_benchmarks_are_valid(tmp_path):
+    from versatune_plugin.evaluation.suite import read_suite
+
+    (text,) = [block for block in README.split("```\n") if block.startswith("include_path:")]
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "benchmarks.yml").write_text(text)
+    domains = read_suite(tmp_path / "benchmarks.yml").domains
+    assert list(domains["general"]) == ["hellaswag", "quiz"]
+    assert domains["medicine"]["medqa"].num_fewshot == 5
+
+
 def test_readme_has_no_place_left_to_fill():
     assert "@@" not in README
 
