@@ -309,6 +309,19 @@ def test_the_change_since_the_start_is_of_measured_losses_and_has_the_error_of_a
     assert update.change_since_start_error[0] == pytest.approx(np.sqrt(0.5) / 3, abs=1e-12)  # as in the test above
 
 
+@pytest.mark.parametrize("needs_losses", [True, False])
+def test_a_sick_domain_leaves_the_others_their_change_since_the_start(needs_losses):
+    rising = Mixture(DOMAINS, IncreaseUniform(targets=(1,), delta=0.1), START, num_steps=10)
+    mixture = make_mixture() if needs_losses else rising
+    assert mixture.observe(np.array([np.nan, 1, 1]), pieces([np.nan, 2.0])).change_since_start is None
+    mixture.observe(np.array([1.5, 1, 1]), pieces([1.0, 2.0]))
+    update = mixture.update(np.array([np.nan, 0.5, 1]), 1, pieces([np.nan, 2.0]))
+    assert bool(update.skipped) == needs_losses
+    assert update.change_since_start.tolist() == pytest.approx([np.nan, -0.5, 0], nan_ok=True)
+    assert update.change_since_start_error.tolist() == pytest.approx([np.nan, 0, 0], nan_ok=True)
+    assert np.isnan(update.loss_errors[0])
+
+
 def test_the_change_since_the_start_begins_anew_with_other_probe_rows():
     mixture = make_mixture()
     mixture.observe(np.array([1.5, 1, 1]), pieces([1.0, 2.0]))

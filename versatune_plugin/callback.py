@@ -83,11 +83,11 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         self._stop_when_rising = stop_when_rising
         self._mixture: Mixture | None = None
         self._history: History | None = None
-        self._state_before_end: dict | None = None
+        self._before_end: tuple[int, dict] | None = None  # a step, and the state there without the run's end
 
     @property
     def records(self) -> list[dict]:
-        """The history of the run so far, oldest first; nothing before a run, and on all processes but the main one."""
+        """The history of the newest run, oldest first; empty on all processes but the main one."""
         return [] if self._history is None else self._history.read()
 
     # Hooks of the host
@@ -103,7 +103,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         # rows, tokens and target tokens by domain, at the last history line
         self._drawn = np.zeros((len(UNITS), len(self._mixture.domains)), dtype=np.int64)
         self._recorded_step = -1  # optimizer step of the last history line
-        self._state_before_end = None
+        self._tells_probe = self._tells_facts = True  # in the next line; of a resumed run where they are others
+        self._before_end = None
         self._probe_seconds = self._last_probe_seconds = 0.0
         self._began = self._recorded_at = time.perf_counter()
         resumed = state.global_step > 0
@@ -122,6 +123,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             self._announce(state)
         if not resumed:
             self._record_measurement(state, self._measure(state, decide=False))
+        elif state.global_step >= state.max_steps:  # it was finished, and its checkpoint is without its end
+            self._measure_end(state)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Point the sampler at the epoch: a loader that skips batches after a resume does not pass it on."""
@@ -138,21 +141,28 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             if self._stop_when_rising and risen and state.global_step > self._interval:
                 control.should_training_stop = True
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        """Measure the end where an evaluation has stopped the run."""
-        if self._trainer.is_running and control.should_training_stop:
-            self._measure_end(state)
-
     def on_epoch_end(self, args, state, control, **kwargs):
         """Measure the end of a run: later its trackers are closed, and the model may be that of another step."""
         if state.global_step >= state.max_steps or control.should_training_stop:
             self._measure_end(state)
+        elif state.global_step % self._trainer.feed.steps_per_epoch:
+            raise ValueError(
+                f"a callback ended an epoch early, after step {state.global_step} (control.should_epoch_stop): the "
+                "mixture's rows are dealt out in whole epochs; let it set control.should_training_stop"
+            )
+
+    def on_log(self, args, state, control, **kwargs):
+        """Measure the end where something has stopped the run after its last epoch's end."""
+        if self._trainer.is_running and control.should_training_stop:
+            self._measure_end(state)
+
+    on_evaluate = on_save = on_log
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Show what happened; measure the end first where the run was stopped in a way that nobody was told of."""
-        self._trainer.is_running, self._state_before_end = False, None
+        """Show what happened; what nobody was told of before, the end of the run, is measured first."""
+        self._trainer.is_running = False
         if self._recorded_step < state.global_step:
-            is_another = args.load_best_model_at_end  # of a run that ended after its step
+            is_another = self._trainer.step_of_weights not in (None, state.global_step)
             measured = self._mixture.unmeasured() if is_another else self._measure(state, decide=False)
             self._record_measurement(state, measured)
         if state.is_world_process_zero:
@@ -162,8 +172,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict:
         """What a checkpoint keeps of a run: without the measurement of its end, which a longer run does not make."""
-        if self._state_before_end is not None:
-            return self._state_before_end
+        if self._before_end is not None and self._before_end[0] == self._trainer.state.global_step:
+            return self._before_end[1]
         if self._mixture is None or self._trainer.feed is None:
             return {"args": {}, "attributes": {}}
         return {
@@ -192,7 +202,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def _measure_end(self, state) -> None:
         if self._recorded_step < state.global_step:
-            self._state_before_end = self.state()
+            self._before_end = (state.global_step, self.state())
             self._record_measurement(state, self._measure(state, decide=False))
 
     def _record_measurement(self, state, update: Update) -> None:
@@ -294,9 +304,10 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "seconds": self._recorded_at - before,
             "probe_seconds": self._last_probe_seconds,
             "loss_unit": self._trainer.loss_unit,
-            "probe": self._trainer.probe_facts if state.global_step == 0 else None,
-            "run": self._facts(state) if state.global_step == 0 else None,
+            "probe": self._trainer.probe_facts if self._tells_probe else None,
+            "run": self._facts(state) if self._tells_facts else None,
         }
+        self._tells_probe = self._tells_facts = False
         if self._history is not None:
             self._history.append(record)
         amounts = self._since_last[UNITS.index(self._settings["unit"])]
@@ -375,6 +386,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             self._trainer.train_losses.load_state_dict(saved["train_losses"])
         self._drawn, self._recorded_step = np.array(saved["drawn"], dtype=np.int64), saved["recorded_step"]
         settings = self.state()["attributes"]["settings"]
+        self._tells_probe = saved["settings"].get("probe rows") != settings["probe rows"]
+        self._tells_facts = saved["settings"] != settings
         for name, was in saved["settings"].items():
             if was != settings.get(name):
                 self._logger.warning(

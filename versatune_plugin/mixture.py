@@ -134,32 +134,27 @@ class Mixture:
         """
         return self._measure(losses, pieces, step, caps, forgetting_error)
 
-    def advance(self, step: int, caps: np.ndarray | float = 1.0, losses: np.ndarray | None = None) -> Update:
-        """An update of a strategy that needs no losses, where there are none or none to use; as `update` otherwise."""
-        observation = self._observation(step, None, None, None, None, None)
-        return self._follow(observation, caps, losses=losses)
+    def advance(self, step: int, caps: np.ndarray | float = 1.0) -> Update:
+        """An update of a strategy that needs no losses, where there are none; as `update` otherwise."""
+        return self._follow(self._observation(step, None, None, None, None, None), caps, losses=None)
 
     def _measure(self, losses, pieces, step: int | None, caps, forgetting_error=None) -> Update:
         losses = np.array(losses, dtype=np.float64)
-        errors = None if pieces is None else loss_errors(pieces)
         if pieces is not None and not _are_of_the_same_rows(pieces, self._previous_pieces):
             self._first_losses = self._previous_losses = None  # a resumed run may have others
             self._first_pieces, self._previous_pieces = pieces, None
         before = self.proportions.copy()
         unknown = np.isnan(losses) & (before == 0) & self._of_training
+        measured = {"losses": losses, "loss_errors": None if pieces is None else loss_errors(pieces)}
         reason = self._reason_to_skip(losses, ~unknown)
+        if reason is not None:
+            measured |= self._since_start(losses, pieces)
         if reason is not None and step is not None and not self.strategy.needs_losses:
             logger.warning("a loss that cannot be used: %s", reason)
-            return self.advance(step, caps, losses)
+            return self._follow(self._observation(step, None, None, None, None, None), caps, **measured)
         if reason is not None:
             logger.warning("update skipped, proportions stay: %s", reason)
-            return Update(
-                losses=losses,
-                loss_errors=errors,
-                proportions_before=before,
-                proportions=before.copy(),
-                skipped=reason,
-            )
+            return Update(**measured, proportions_before=before, proportions=before.copy(), skipped=reason)
         seen = self._smoothed(losses)
         if self._own_reference:
             lowest = seen if self.reference_losses is None else self.reference_losses
@@ -171,26 +166,30 @@ class Mixture:
         since_start = _known(forgetting_degree(seen, self._first_losses))
         first = seen if self._first_losses is None else self._first_losses
         self._first_losses = np.where(np.isnan(first), seen, first)
-        since_start_error = None if pieces is None else relative_change_error(pieces, self._first_pieces)
         if self._previous_pieces is not None and not self._smoothing:
             forgetting_error = relative_change_error(pieces, self._previous_pieces)
         self._previous_losses, self._previous_pieces = seen, pieces
-        measured = {
-            "losses": losses,
-            "loss_errors": errors,
+        measured |= self._since_start(losses, pieces) | {
             "smoothed_losses": seen if self._smoothing else None,
             "potential": potential,
             "forgetting": forgetting,
             "forgetting_since_start": since_start,
             "forgetting_error": forgetting_error,
-            "change_since_start": losses / self._first_losses - 1,
-            "change_since_start_error": since_start_error,
         }
         if step is None:
             return Update(**measured, proportions_before=before, proportions=before.copy())
         shown = np.where(unknown, seen[~unknown].mean(), seen)
         observation = self._observation(step, shown, potential, forgetting, since_start, forgetting_error)
         return self._follow(observation, caps, **measured)
+
+    def _since_start(self, losses: np.ndarray, pieces: np.ndarray | None) -> dict[str, np.ndarray | None]:
+        """Relative changes of measured losses since the first good measurement, and their errors; nothing before it."""
+        if self._first_losses is None:
+            return {}
+        return {
+            "change_since_start": losses / self._first_losses - 1,
+            "change_since_start_error": None if pieces is None else relative_change_error(pieces, self._first_pieces),
+        }
 
     def _observation(self, step, losses, potential, forgetting, since_start, forgetting_error) -> Observation:
         return Observation(

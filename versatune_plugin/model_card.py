@@ -11,7 +11,7 @@ from huggingface_hub import metadata_load, metadata_save
 from versatune_plugin.config_checks import KEYS_OF_STRATEGIES
 from versatune_plugin.history import write_atomically
 from versatune_plugin.report.summary import changes_of, summarise
-from versatune_plugin.sections import SELF
+from versatune_plugin.sections import SELF, GuardsConfig
 
 TAG = "versatune"
 _BEGIN, _END = "<!-- versatune: training data mixture -->", "<!-- versatune: end -->"
@@ -19,7 +19,7 @@ _BEFORE = "\n## Citations\n"  # of TRL's card; in a card without it the section 
 _PAPER = "[VersaTune, arXiv 2411.11266](https://arxiv.org/abs/2411.11266)"
 _UNITS = {"examples": "examples", "tokens": "tokens", "target_tokens": "target tokens"}
 _LOSSES = {"probe": "on held-out rows", "train": "on the training batches"}
-_STARTS = {"uniform": "the same for every domain", "proportional": "proportional to the rows of the domains"}
+_STARTS = {"uniform": "the same for every domain", "proportional": "proportional to the {unit} of the domains"}
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#])")
 
 
@@ -37,11 +37,12 @@ def write_section(path: Path, records: Sequence[dict], step_of_weights: int | No
         yaml.YAMLError: Its metadata is not YAML.
     """
     section = f"{_BEGIN}\n{section_of(records, step_of_weights)}\n{_END}"
-    write_atomically(path, _with_section(path.read_text(encoding="utf-8"), section))
     metadata = metadata_load(path) or {}
     given = metadata.get("tags") or []
     tags = [given] if isinstance(given, str) else given
-    metadata_save(path, metadata | {"tags": [*tags, *({TAG} - set(tags))]})
+    write_atomically(path, _with_section(path.read_text(encoding="utf-8"), section))
+    if TAG not in tags:
+        metadata_save(path, metadata | {"tags": [*tags, TAG]})
 
 
 def section_of(records: Sequence[dict], step_of_weights: int | None = None) -> str:
@@ -114,11 +115,11 @@ def _interval(intervals: Mapping | None, domain: str) -> str:
 
 def _facts(records: Sequence[dict], step_of_weights: int | None) -> Iterator[tuple[str, str]]:
     """What must be known to read the table, by name; what the history does not say is left out."""
-    last, run = records[-1], records[0].get("run") or {}
+    last, run = records[-1], _run(records)
     settings, sources = run.get("settings") or {}, _sources(records)
     changes = sum(record["proportions"] != record["proportions_before"] for record in records)
     if settings:
-        yield "Strategy", f"{_text(settings['strategy'])}, of versatune_plugin, an implementation of {_PAPER}"
+        yield "Strategy", f"{_text(settings['strategy'])}, by versatune_plugin (after {_PAPER})"
         if target := _target(settings):
             yield "Target", target
         yield "Start", _start(settings, sources.get("detection"))
@@ -127,12 +128,20 @@ def _facts(records: Sequence[dict], step_of_weights: int | None) -> Iterator[tup
         f"of the {_UNITS[last.get('unit', 'examples')]} drawn, changed {changes} time(s)"
         + (f"; an update every {run['update_interval']} optimizer step(s)" if run else ""),
     )
-    if any(record.get("losses") for record in records):
+    if measured := next((record for record in reversed(records) if _is_measured(record)), None):
         unit = "byte of target text" if last.get("loss_unit") == "byte" else "target token"
         errors = ", ± standard error" if last.get("loss_errors") else ""
         yield "Losses", f"{_LOSSES[last.get('signal', 'probe')]}, in nats per {unit}{errors}"
+        if measured["step"] != last["step"]:
+            yield "Last losses", f"those of step {measured['step']:,}; no later one could be used"
     if last.get("reference_losses") and settings:
         yield "Reference losses", _references(settings, sources.get("references"))
+    if skipped := sum(bool(record.get("skipped")) for record in records):
+        yield "Skipped", f"{skipped} update(s), for losses that could not be used"
+    if later := [record["step"] for record in records[1:] if record.get("run")]:
+        yield "Resumed", f"with other settings, which the above are of, before step {later[-1]:,}"
+    if records[0]["step"]:
+        yield "History", f"begins at step {records[0]['step']:,}: what was before is not known"
     steps = f" of {run['num_steps']:,}" if run and run["num_steps"] >= last["step"] else ""
     yield "As of", f"optimizer step {last['step']:,}{steps}"
     if step_of_weights not in (None, last["step"]):
@@ -152,16 +161,21 @@ def _target(settings: Mapping) -> str:
 def _start(settings: Mapping, detection: Mapping | None) -> str:
     given, power = settings.get("initial_proportions"), settings.get("initial_power", 1)
     if detection:
-        judge = " ".join(map(_text, detection["judge"].values()))
+        judge = " ".join(map(_model, detection["judge"].values()))
         words = (
             f"detected from what {_model(detection['base_model'])} writes by itself, in {detection['num_judged']:,} "
             f"texts, by {judge} ({_text(Path(detection['file']).name)})"
         )
     elif isinstance(given, str):
-        words = _STARTS.get(given, _text(given))
+        unit = _UNITS[settings.get("unit", "examples")]
+        words = _STARTS[given].format(unit=unit) if given in _STARTS else _text(given)
     else:
         words = "given as numbers" if given else "the strategy's own"
-    return words + ("" if power == 1 else f", to the power of {power:g}")
+    words += "" if power == 1 else f", to the power of {power:g}"
+    share = (settings.get("expansion") or {}).get("start") if _target(settings) else None
+    words += f", but for the target's {share:g}" if share else ""
+    bounds = {"floor", "ceiling", "max_passes"} & set(GuardsConfig(**settings.get("guards", {})).changed())
+    return words + (", within the guards" if bounds else "")
 
 
 def _references(settings: Mapping, source: Mapping | None) -> str:
@@ -174,7 +188,16 @@ def _references(settings: Mapping, source: Mapping | None) -> str:
 
 
 def _sources(records: Sequence[dict]) -> dict:
-    return (records[0].get("run") or {}).get("sources") or {}
+    return _run(records).get("sources") or {}
+
+
+def _run(records: Sequence[dict]) -> dict:
+    """The newest facts on the run as a whole: a resumed one may have other settings."""
+    return next((record["run"] for record in reversed(records) if record.get("run")), {})
+
+
+def _is_measured(record: Mapping) -> bool:
+    return any(loss is not None for loss in (record.get("losses") or {}).values()) and not record.get("skipped")
 
 
 def _model(name: str) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from accelerate.utils import broadcast
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
@@ -94,7 +93,8 @@ class VersaTuneMixin:
     probe_facts: dict[str, dict] | None = None
     """What each domain's probe consists of (see `probes.describe`); None in a run without probes."""
     _streams: Mapping[str, IterableDataset] | None = None
-    _has_card: bool = False  # written during the run
+    _recorder: VersaTuneCallback | None = None
+    _has_card: bool = False  # the host has written one since the run began
     train_losses: TrainLosses | None = None
     """Under `signal: train`, what the training batches are measured by."""
     probe_share: float | None = None
@@ -178,29 +178,27 @@ class VersaTuneMixin:
         self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
         fingerprints = {f"training rows of {domain!r}": value for domain, value in self.data_fingerprints.items()}
         fingerprints |= {f"held-out rows of {domain!r}": data.fingerprint(rows) for domain, rows in heldout.items()}
-        show_mixture(self)
-        self.add_callback(
-            VersaTuneCallback(
-                self,
-                lambda steps: Mixture(
-                    domains,
-                    config.build_strategy(sizes),
-                    start,
-                    config.reference_vector(domains),
-                    own_reference=config.reference_losses == SELF,
-                    guards=config.build_guards(domains),
-                    smoothing=config.guards.smoothing,
-                    num_steps=steps,
-                    of_training=config.measures_training,
-                ),
-                lambda steps: update_interval(config, steps, steps_per_epoch),
-                fingerprints,
-                config.model_dump(exclude=_NOT_OF_THE_RUN),
-                logger or visible_logger(),
-                sources=config.sources,
-                stop_when_rising=bool(config.only_domain and config.reference.stop_when_rising),
-            )
+        self._recorder = VersaTuneCallback(
+            self,
+            lambda steps: Mixture(
+                domains,
+                config.build_strategy(sizes),
+                start,
+                config.reference_vector(domains),
+                own_reference=config.reference_losses == SELF,
+                guards=config.build_guards(domains),
+                smoothing=config.guards.smoothing,
+                num_steps=steps,
+                of_training=config.measures_training,
+            ),
+            lambda steps: update_interval(config, steps, steps_per_epoch),
+            fingerprints,
+            config.model_dump(exclude=_NOT_OF_THE_RUN),
+            logger or visible_logger(),
+            sources=config.sources,
+            stop_when_rising=bool(config.only_domain and config.reference.stop_when_rising),
         )
+        self.add_callback(self._recorder)
 
     def _say_what_is_other_than_asked(self, asked: np.ndarray, logger: logging.Logger) -> None:
         config = self._versatune
@@ -310,6 +308,10 @@ class VersaTuneMixin:
             self.resumed_from = None
         self._check_ranks_resume_alike()
         self.feed, self.is_running, self._has_card = None, False, False
+        show_mixture(self)
+        if self._recorder in self.callback_handler.callbacks:  # last of all callbacks, so that none stops the run behind its back
+            self.remove_callback(self._recorder)
+            self.add_callback(self._recorder)
         return super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
 
     def _check_ranks_resume_alike(self) -> None:
@@ -349,15 +351,19 @@ class VersaTuneMixin:
     def _write_mixture_into_card(self) -> None:
         """Tell of the mixture in the card; one that cannot be written does not stop a run."""
         path = Path(self.args.output_dir) / "README.md"
-        recorders = [known for known in self.callback_handler.callbacks if isinstance(known, VersaTuneCallback)]
-        records = recorders[0].records if recorders and self.is_world_process_zero() else []
+        records = self._recorder.records if self._recorder and self.is_world_process_zero() else []
         if not records or not path.exists():
             return
-        is_best = self.args.load_best_model_at_end and not self.is_running
         try:
-            model_card.write_section(path, records, self.state.best_global_step if is_best else None)
-        except (OSError, UnicodeError, yaml.YAMLError) as error:
-            self._logger.warning("no section on the mixture in %s: %s", path, error)
+            model_card.write_section(path, records, None if self.is_running else self.step_of_weights)
+        except Exception as error:  # whatever stands in a card or a history, a run must not fail by it
+            self._logger.warning("no section on the mixture in %s: %r", path, error)
+
+    @property
+    def step_of_weights(self) -> int | None:
+        """The optimizer step of the checkpoint that the host loads after the run as its best; None: it loads none."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        return step_of(best) if best else None
 
     # What the callback needs
 

@@ -88,7 +88,7 @@ def test_card_of_a_finished_run_tells_what_its_history_tells(finished, records):
         for domain in DOMAINS
     ]
     for fact in (
-        "**Strategy**: versatune, of versatune_plugin, an implementation of [VersaTune, arXiv 2411.11266]",
+        "**Strategy**: versatune, by versatune_plugin (after [VersaTune, arXiv 2411.11266]",
         "**Start**: the same for every domain\n",
         "**Proportions**: of the examples drawn, changed 4 time(s); an update every 3 optimizer step(s)\n",
         "**Losses**: on held-out rows, in nats per target token, ± standard error\n",
@@ -206,6 +206,26 @@ def test_card_says_whose_weights_the_best_model_has(workspace, tmp_path):
         assert "**Weights**: those of step 4, the best checkpoint" in section
         assert "**As of**: optimizer step 10 of 10" in section
         trainer.create_model_card()
+
+
+def test_card_names_no_best_weights_where_the_host_kept_no_checkpoint_of_them(workspace, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_code_loss", "greater_is_better": True}
+    options = best | SAVING | {"max_steps": 10, "eval_strategy": "steps", "eval_steps": 4, "save_steps": 8}
+    trainer = inside.train(workspace, tmp_path, **options)
+    assert (trainer.state.best_global_step, trainer.state.best_model_checkpoint) == (4, None)
+    assert "**Weights**" not in section_in((tmp_path / "README.md").read_text())
+    assert runs.history(tmp_path)[-1]["losses"]
+
+
+def test_resume_with_other_settings_is_told_in_history_and_card(workspace, tmp_path):
+    inside.train(workspace, tmp_path, max_steps=6, **SAVING)
+    inside.train(workspace, tmp_path, resume=True, versatune=inside.fixed(update_interval=4), max_steps=10, **SAVING)
+    records = runs.history(tmp_path)
+    assert [record["step"] for record in records if record["run"]] == [0, 8]
+    section = section_in((tmp_path / "README.md").read_text())
+    assert "**Strategy**: uniform" in section
+    assert "an update every 4 optimizer step(s)" in section
+    assert "**Resumed**: with other settings, which the above are of, before step 8" in section
 
 
 def test_card_that_cannot_be_written_is_a_warning(workspace, tmp_path, caplog):

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("trl")
 
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from tests.hosts import inside, runs
 from tests.tiny import DOMAINS
@@ -141,11 +141,14 @@ def test_trackio_holds_the_history_in_one_run(workspace, tmp_path):
     assert found == tracked_by(tmp_path)
 
 
-class Stop(EarlyStoppingCallback):
-    """Stops at the first evaluation."""
+class Stop(TrainerCallback):
+    """Stops the run at an event of the host."""
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        control.should_training_stop = True
+    def __init__(self, event: str) -> None:
+        def stop(args, state, control, **kwargs):
+            control.should_training_stop = True
+
+        setattr(self, event, stop)
 
 
 class Closing(TrainerCallback):
@@ -161,15 +164,32 @@ class Closing(TrainerCallback):
             self.late.append(logs)
 
 
+@pytest.mark.parametrize("event", ["on_evaluate", "on_epoch_end", "on_save"])
 @pytest.mark.parametrize("by_epoch", [False, True])
-def test_an_early_stop_is_measured_before_trackers_close(workspace, tmp_path, by_epoch):
-    closing = Closing()
-    when = {"eval_strategy": "epoch", "num_train_epochs": 2, "max_steps": -1} if by_epoch else {}
-    options = {"eval_strategy": "steps", "eval_steps": 4, "metric_for_best_model": "eval_law_loss"} | when
-    block = inside.block(samples_per_epoch=8) if by_epoch else inside.block()
-    inside.train(workspace, tmp_path, versatune=block, trainer={"callbacks": [Stop(), closing]}, **options)
-    assert [record["step"] for record in runs.history(tmp_path)] == [0, 3, 4]
+def test_an_early_stop_by_a_later_callback_is_measured_before_trackers_close(workspace, tmp_path, event, by_epoch):
+    closing, when = Closing(), "epoch" if by_epoch else "steps"
+    options = {"eval_strategy": when, "save_strategy": when, "eval_steps": 4, "save_steps": 4}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_law_loss"}
+    block = inside.block(samples_per_epoch=8)  # epochs of 4 steps
+    trainer = inside.build(workspace, tmp_path, versatune=block, **options)
+    trainer.add_callback(Stop(event))
+    trainer.add_callback(closing)
+    trainer.train()
+    records = runs.history(tmp_path)
+    assert [record["step"] for record in records] == [0, 3, 4]
+    assert records[-1]["losses"]
     assert closing.late == []
+
+
+def test_a_finished_run_that_is_started_again_keeps_the_measurement_of_its_end(workspace, tmp_path):
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": 8}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_law_loss"}
+    options["versatune"] = inside.block(samples_per_epoch=8)
+    inside.train(workspace, tmp_path, **options)
+    before = runs.history(tmp_path)
+    assert [record["step"] for record in before] == [0, 3, 6, 8]
+    inside.train(workspace, tmp_path, resume=True, **options)
+    assert runs.history(tmp_path) == before
 
 
 def test_checkpoint_that_is_saved_after_the_end_was_measured_goes_on_without_that_line(workspace, tmp_path):
