@@ -160,7 +160,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def on_train_end(self, args, state, control, **kwargs):
         """Show what happened; what nobody was told of before, the end of the run, is measured first."""
-        self._trainer.is_running = False
+        self._trainer.is_running, self._before_end = False, None
         if self._recorded_step < state.global_step:
             is_another = self._trainer.step_of_weights not in (None, state.global_step)
             measured = self._mixture.unmeasured() if is_another else self._measure(state, decide=False)

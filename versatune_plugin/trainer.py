@@ -309,7 +309,7 @@ class VersaTuneMixin:
         self._check_ranks_resume_alike()
         self.feed, self.is_running, self._has_card = None, False, False
         show_mixture(self)
-        if self._recorder in self.callback_handler.callbacks:  # last of all callbacks, so that none stops the run behind its back
+        if self._recorder in self.callback_handler.callbacks:  # to the end: none may stop the run behind its back
             self.remove_callback(self._recorder)
             self.add_callback(self._recorder)
         return super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
