@@ -95,6 +95,7 @@ def test_the_summary_counts_rows_draws_passes_and_shares(records):
         "realised": pytest.approx(312 / 400),
         "examples": pytest.approx(312 / 400),
         "tokens": pytest.approx(4 * 312 / (4 * 312 + 16 * 88)),
+        "reference": 1.0,
         "first": 2.0,
         "last": 1.25,
         "error": None,
@@ -152,23 +153,24 @@ def test_summarising_changes_no_record(records):
 def test_the_table_is_aligned_and_holds_every_number(records):
     lines = format_summary(records).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
-        "domain rows drawn passes requested realised of tokens first loss last loss",
-        "law 100 312 3.12 0.780 0.780 0.470 2.000 1.250",
-        "code 50 88 1.76 0.220 0.220 0.530 3.000 2.800",
+        "domain rows drawn passes requested realised of tokens first loss last loss change",
+        "law 100 312 3.12 0.780 0.780 0.470 2.000 1.250 -37.5 %",
+        "code 50 88 1.76 0.220 0.220 0.530 3.000 2.800 -6.7 %",
     ]
     assert len({len(line) for line in lines}) == 1
 
 
 def test_the_last_loss_comes_with_its_standard_error_where_it_is_known(records):
     records[-1]["loss_errors"] = {"law": 0.0312, "code": None}
+    records[-1]["change_since_start_error"] = {"law": 0.014, "code": None}
     law, code = format_summary(records).splitlines()[1:]
-    assert law.endswith("1.250 +- 0.031")
-    assert code.rstrip().endswith("2.800")
+    assert law.split()[-7:] == ["1.250", "+-", "0.031", "-37.5", "%", "+-", "1.4"]
+    assert code.split()[-3:] == ["2.800", "-6.7", "%"]
 
 
 def test_what_was_not_measured_is_a_dash():
     lines = format_summary([make_record(0, (0, 0), (0.5, 0.5), losses=None)]).splitlines()
-    assert lines[1].split() == ["law", "100", "0", "0.00", "-", "-", "-", "-", "-"]
+    assert lines[1].split() == ["law", "100", "0", "0.00", "-", "-", "-", "-", "-", "-"]
 
 
 # --- plot ---------------------------------------------------------------------------------------------------

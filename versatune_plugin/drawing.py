@@ -4,6 +4,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 INK, MUTED, GRID, PAPER = "#1c2127", "#5b6570", "#dde2e7", "#ffffff"
@@ -110,21 +111,48 @@ def save_png(figure, path: str | os.PathLike) -> Path:
     return path
 
 
+@lru_cache(maxsize=10_000)
+def visible(text: str) -> str:
+    r"""A text on one line, its control, format and half characters written out, as ``\x1b``.
+
+    Joiners stay: scripts and emoji are spelt with them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
+        else character
+        for character in text
+    )
+
+
 def label(name: str) -> str:
     """A name as matplotlib shows it: no mathematics, and not hidden from the legend."""
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
+_COLOURS = ("#076e8f", "#e66a00", "#00a77d", "#c76ed8", "#8a3fd1", "#bc3a02")
+_PATTERNS = (("-", ""), ("--", "///"), (":", "..."), ("-.", "xxx"))
+NUM_MARKS = len(_COLOURS) * len(_PATTERNS)
+"""Marks that are all different."""
+
+
 def marks(number: int) -> list[Mark]:
-    """Marks that stay apart for the colour-blind: six colours, then the same again with other patterns; 24 in all.
+    """Marks that stay apart for the colour-blind: six colours, again with other patterns, 24 in all.
+
+    After these they repeat.
 
     The colours were searched for by computer: each has a contrast of 3 to 1 or more with white and with the dark page,
     and simulated for the three colour blindnesses (Machado 2009) no two of them come closer than 0.10 in OKLab; of the
     first six of Okabe and Ito's palette two come as close as 0.08, and two have less than 2.4 to 1 with white.
     """
-    colours = ["#076e8f", "#e66a00", "#00a77d", "#c76ed8", "#8a3fd1", "#bc3a02"]
-    patterns = [("-", ""), ("--", "///"), (":", "..."), ("-.", "xxx")]
     return [
-        Mark(colours[position % len(colours)], *patterns[position // len(colours) % len(patterns)])
+        Mark(_COLOURS[position % len(_COLOURS)], *_PATTERNS[position // len(_COLOURS) % len(_PATTERNS)])
         for position in range(number)
     ]
+
+
+def short(name: str, length: int = 18) -> str:
+    """A name that fits beside an axis; its middle is left out where it is long, as either end may tell it apart."""
+    return label(name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-(length // 2) :]}")

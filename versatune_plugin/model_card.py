@@ -10,7 +10,7 @@ from huggingface_hub import metadata_load, metadata_save
 
 from versatune_plugin.config_checks import KEYS_OF_STRATEGIES
 from versatune_plugin.history import write_atomically
-from versatune_plugin.report.summary import changes_of, summarise
+from versatune_plugin.report.summary import acted, facts_of, proportions_at_the_end, summarise
 from versatune_plugin.sections import SELF, GuardsConfig
 
 TAG = "versatune"
@@ -70,13 +70,13 @@ def _table(records: Sequence[dict]) -> str:
     rows, first, last = summarise(records), records[0], records[-1]
     at_start = first["proportions"] if first["step"] == 0 else {}
     detected = _sources(records).get("detection") or {}
-    references = last.get("reference_losses") or {}
+    references, in_effect = last.get("reference_losses") or {}, proportions_at_the_end(records)
     columns = [
         ("domain", [_text(row["domain"]) for row in rows]),
         ("rows", [_number(row["rows"], ",") for row in rows]),
         ("proportion at the start", [_number(at_start.get(row["domain"])) for row in rows]),
         ("detected, 95 % interval", [_interval(detected.get("intervals"), row["domain"]) for row in rows]),
-        (f"proportion at step {last['step']:,}", [_number(_in_effect(records)[row["domain"]]) for row in rows]),
+        (f"proportion at step {last['step']:,}", [_number(in_effect[row["domain"]]) for row in rows]),
         ("share of examples", [_number(row["examples"]) for row in rows]),
         ("share of tokens", [_number(row["tokens"]) for row in rows]),
         ("passes", [_number(row["passes"], ".2f") for row in rows]),
@@ -88,14 +88,6 @@ def _table(records: Sequence[dict]) -> str:
     lines = [[name for name, _ in columns], [":--", *["--:"] * (len(columns) - 1)]]
     lines += [[cell or "-" for cell in line] for line in zip(*(cells for _, cells in columns), strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _in_effect(records: Sequence[dict]) -> dict:
-    """The proportions by which the last rows were drawn: what an update at the very end set acted on nothing."""
-    last, changes = records[-1], changes_of(records)
-    if changes is None:
-        return last["proportions"]
-    return [proportions for draw, proportions in changes if draw == 0 or draw < last["num_drawn"]][-1]
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
@@ -115,9 +107,9 @@ def _interval(intervals: Mapping | None, domain: str) -> str:
 
 def _facts(records: Sequence[dict], step_of_weights: int | None) -> Iterator[tuple[str, str]]:
     """What must be known to read the table, by name; what the history does not say is left out."""
-    last, run = records[-1], _run(records)
+    last, run = records[-1], facts_of(records)
     settings, sources = run.get("settings") or {}, _sources(records)
-    changes = sum(record["proportions"] != record["proportions_before"] for record in records)
+    changes = max(len(acted(records) or [0]) - 1, 0)
     if settings:
         yield "Strategy", f"{_text(settings['strategy'])}, by versatune_plugin (after {_PAPER})"
         if target := _target(settings):
@@ -188,12 +180,7 @@ def _references(settings: Mapping, source: Mapping | None) -> str:
 
 
 def _sources(records: Sequence[dict]) -> dict:
-    return _run(records).get("sources") or {}
-
-
-def _run(records: Sequence[dict]) -> dict:
-    """The newest facts on the run as a whole: a resumed one may have other settings."""
-    return next((record["run"] for record in reversed(records) if record.get("run")), {})
+    return facts_of(records).get("sources") or {}
 
 
 def _is_measured(record: Mapping) -> bool:

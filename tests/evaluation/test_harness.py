@@ -53,6 +53,7 @@ def test_what_the_harness_cannot_say_is_null_and_stays_strict_json():
     assert (result["stderr"], result["num_fewshot"]) == (None, None)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert scored({"a": ({"acc,none": 0.5, "acc_stderr,none": math.nan}, 2, 0)})["stderr"] is None
+    assert scored({"a": ({"acc,none": 1.0, "acc_stderr,none": 0.0}, 9, 0)})["stderr"] is None, "0 of rows all alike"
 
 
 def test_percentages_enter_a_mean_only_with_their_scale():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -12,7 +13,7 @@ from tests.evaluation.test_harness import cached_task_manager
 from tests.tiny import WORDS, write_jsonl
 from versatune_plugin import cli
 from versatune_plugin.documents import read_document
-from versatune_plugin.evaluation import harness, run
+from versatune_plugin.evaluation import harness, run, tables
 
 CHOICE = """
 output_type: multiple_choice
@@ -122,12 +123,15 @@ def test_a_domain_scores_the_mean_of_its_benchmarks(whole):
     law = document["domains"]["law"]
     words, written = law["tasks"]["words"], law["tasks"]["written"]
     assert law["score"] == pytest.approx((words["score"] + written["score"]) / 2)
-    assert law["stderr"] == pytest.approx((words["stderr"] ** 2 + written["stderr"] ** 2) ** 0.5 / 2)
+    assert (law["num_benchmarks"], law["of"]) == (2, 5)
+    assert written["score"] == 0
+    assert (written["stderr"], law["stderr"]) == (None, None), "six rows that all failed do not make the error 0"
     assert words["title"] == "Words of law"
     assert words["harness_tasks"] == ["law_words", "medicine_words"]
     assert (words["num_fewshot"], words["num_samples"]) == (1, 12)
     assert (written["metric"], written["num_fewshot"], written["num_samples"]) == ("exact_match", 0, 6)
     assert 0 < words["score"] < 1
+    assert (words["batch_size"], words["dtype"], words["trust_remote_code"]) == ("8", "float32", False)
 
 
 def test_the_document_is_strict_json_and_says_limit_harness_and_model(whole, workspace):
@@ -150,6 +154,7 @@ def test_a_benchmark_that_fails_keeps_the_others_and_is_named(whole):
     reasons = {(one["domain"], one["task"]): one["reason"] for one in document["left_out"]}
     assert set(reasons) == {("law", "lost"), ("law", "upside_down"), ("law", "typo"), ("tools", "executed")}
     assert reasons["law", "lost"].startswith("failed: the data of lost_rows cannot be read: ")
+    assert "hub" not in reasons["law", "lost"].lower(), "rows of the user's own are on no hub"
     assert "higher is not better in the metric 'acc'" in reasons["law", "upside_down"]
     assert "has no metric 'akk'; it has: acc" in reasons["law", "typo"]
     assert any(line.startswith("law / lost failed: ") for line in said)
@@ -157,7 +162,7 @@ def test_a_benchmark_that_fails_keeps_the_others_and_is_named(whole):
 
 
 def test_the_table_shows_scores_and_what_was_left_out(whole):
-    text = run.format_evaluation(whole[1])
+    text = tables.format_evaluation(whole[1])
     lines = text.splitlines()
     assert lines[0].split() == ["metric", "shots", "rows", "score", "+-"]
     assert lines[1].split()[:2] == ["law", "mean"]
@@ -213,10 +218,120 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(workspace, benchmar
     assert "written" in document["domains"]["law"]["tasks"]
 
 
+def law_of(folder, benchmarks, **more):
+    """A file of benchmarks of law, of single choice unless `more` says otherwise; None takes one away."""
+    shipped = dict.fromkeys(("legalbench", "lawbench", "mmlu_law", "cmmlu_law"))
+    file = folder / "law.yml"
+    content = {"include_path": str(benchmarks.parent / "tasks"), "domains": {"law": shipped | more}}
+    file.write_text(json.dumps(content))
+    return file
+
+
+ALL_OF_LAW = {
+    "words": {"tasks": "law_words", "metric": "acc"},
+    "other": {"tasks": "medicine_words", "metric": "acc", "num_fewshot": 2},
+    "gone": {"title": "Gone", "missing": "nobody has it"},
+    "near": {"tasks": "code_words", "metric": "acc", "instead_of": "gone"},
+}
+
+
+def test_a_mean_counts_the_benchmarks_defined_now_and_never_those_that_stand_in(workspace, benchmarks, tmp_path):
+    model = workspace / "model"
+    document, _, _ = evaluated(model, law_of(tmp_path, benchmarks, **ALL_OF_LAW), tmp_path, nearest=True, limit=None)
+    law = document["domains"]["law"]
+    assert list(law["tasks"]) == ["words", "other", "near"]
+    assert [task["stand_in_for"] for task in law["tasks"].values()] == [None, None, "Gone"]
+    assert (law["num_benchmarks"], law["of"]) == (2, 3)
+    scores, errors = ([task[key] for task in law["tasks"].values()] for key in ("score", "stderr"))
+    assert scores[2] != pytest.approx(sum(scores[:2]) / 2)
+    assert law["score"] == pytest.approx(sum(scores[:2]) / 2)
+    assert law["stderr"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2)
+    table = tables.format_evaluation(document).splitlines()
+    assert table[1].split()[:5] == ["law", "mean", "of", "2", "of"]
+    assert table[4].split("  ")[1] == "near (not in the mean; for Gone)"
+
+    fewer = {**ALL_OF_LAW, "other": None}
+    document, _, said = evaluated(model, law_of(tmp_path, benchmarks, **fewer), tmp_path, limit=None)
+    assert said == ["law / other: is not among the benchmarks any more, so its earlier result is dropped"]
+    law = document["domains"]["law"]
+    assert (law["score"], law["num_benchmarks"], law["of"]) == (scores[0], 1, 2)
+    assert list(law["tasks"]) == ["words", "near"]
+
+    document, _, _ = evaluated(model, law_of(tmp_path, benchmarks, **{**fewer, "words": None}), tmp_path, limit=None)
+    law = document["domains"]["law"]
+    assert (law["score"], law["stderr"], law["num_benchmarks"], law["of"]) == (None, None, 0, 1)
+    assert "mean of 0 of 1" in tables.format_evaluation(document)
+
+
+def test_a_domain_without_benchmarks_is_named(workspace, benchmarks, tmp_path):
+    document, _, said = evaluated(workspace / "model", law_of(tmp_path, benchmarks), tmp_path)
+    assert said == ["law: has no benchmark (null took them away, or none was given)"]
+    assert document["domains"] == {}
+
+
+def test_a_refresh_that_fails_loses_nothing(workspace, tmp_path):
+    own = make_tasks(tmp_path / "tasks_and_rows")
+    file = law_of(tmp_path, own, **{name: ALL_OF_LAW[name] for name in ("words", "other")})
+    model, written = workspace / "model", tmp_path / "versatune" / "evaluation.json"
+    evaluated(model, file, tmp_path, limit=2)
+    rows = own.parent / "law.jsonl"
+    rows.rename(own.parent / "away.jsonl")
+    before = read_document(written, "versatune/evaluation")["domains"]["law"]["tasks"]
+    document, failed, said = evaluated(model, file, tmp_path, limit=2, refresh=True)
+    assert failed == ["law / words"]
+    assert any(line.startswith("law / words keeps its earlier result; failed: the data of law_words") for line in said)
+    assert document["domains"]["law"]["tasks"]["words"] == before["words"]
+    assert document["left_out"] == []
+
+    (own.parent / "medicine.jsonl").rename(own.parent / "away_too.jsonl")
+    unchanged = written.read_bytes()
+    document, failed, said = evaluated(model, file, tmp_path, limit=3, refresh=True)
+    assert said[0] == (
+        "the first new result replaces all that do not go with it (limit 2, now 3): law / words, law / other"
+    )
+    assert (document["domains"], len(failed)) == ({}, 2)
+    assert written.read_bytes() == unchanged
+
+
+def test_prompts_get_the_chat_template_when_asked_for(workspace, benchmarks, tmp_path, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    options = {"domains": ("tools",), "limit": 2, "chat_template": True}
+    with pytest.raises(ValueError, match=r"--chat-template: the tokenizer of .*model has no chat template"):
+        evaluated(workspace / "model", benchmarks, tmp_path / "none", **options)
+    model = tmp_path / "chat"
+    shutil.copytree(workspace / "model", model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% for one in messages %}[{{ one.role }}] {{ one.content }}{% endfor %}"
+    tokenizer.save_pretrained(model)
+    prompts, real = [], HFLM.apply_chat_template
+    monkeypatch.setattr(HFLM, "apply_chat_template", lambda *a, **k: prompts.append(real(*a, **k)) or prompts[-1])
+    document, failed, _ = evaluated(model, benchmarks, tmp_path, **options)
+    assert (document["chat_template"], failed) == (True, [])
+    assert prompts
+    assert all(prompt.startswith("[user] Repeat: ") for prompt in prompts)
+    with pytest.raises(ValueError, match="made with --chat-template"):
+        evaluated(model, benchmarks, tmp_path, **options | {"chat_template": False})
+
+
+def test_what_to_do_is_said_where_it_is_known(workspace, benchmarks, tmp_path, monkeypatch):
+    many = {"tasks": "law_words", "metric": "acc", "num_fewshot": 50}
+    _, _, said = evaluated(workspace / "model", law_of(tmp_path, benchmarks, many=many), tmp_path)
+    assert "too few rows for the solved examples in a prompt: set a lower num_fewshot" in said[-1]
+
+    def offline(*_):
+        raise ConnectionError("Couldn't reach 'law/rows' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr(harness, "load_tasks", offline)
+    _, _, said = evaluated(workspace / "model", law_of(tmp_path, benchmarks, many=many), tmp_path)
+    assert "run it once where the hub can be reached" in said[-1]
+
+
 def test_results_of_another_limit_or_model_are_not_mixed_and_not_lost(workspace, benchmarks, whole, tmp_path):
     folder = whole[0]
     before = (folder / "versatune" / "evaluation.json").read_bytes()
-    with pytest.raises(ValueError, match=r"limit 6, now 3\).*--output, or forget them with --refresh"):
+    with pytest.raises(ValueError, match=r"limit 6, now 3\).*--output, or replace them with --refresh"):
         evaluated(workspace / "model", benchmarks, folder, limit=3)
     with pytest.raises(ValueError, match=r"model fingerprint content .*, now content "):
         evaluated(lora(workspace, tmp_path), benchmarks, folder)
@@ -247,7 +362,8 @@ def test_refresh_runs_again_what_has_a_result_and_forgets_what_does_not_fit(work
     evaluated(workspace / "model", benchmarks, tmp_path, **options)
     _, _, said = evaluated(workspace / "model", benchmarks, tmp_path, **options, refresh=True)
     assert "evaluating tools / words: code_words" in said
-    document, _, _ = evaluated(workspace / "model", benchmarks, tmp_path, domains=("tools",), limit=3, refresh=True)
+    document, _, said = evaluated(workspace / "model", benchmarks, tmp_path, domains=("tools",), limit=3, refresh=True)
+    assert said[0] == "the first new result replaces all that do not go with it (limit 2, now 3): tools / words"
     assert (document["limit"], document["domains"]["tools"]["tasks"]["words"]["num_samples"]) == (3, 3)
 
 
@@ -289,6 +405,26 @@ def test_the_command_ends_with_status_1_and_names_what_failed(workspace, benchma
     assert finished.exit_code == 1
     assert "Words of law" in finished.output
     assert "failed, for the reasons above: law / lost, law / upside_down, law / typo" in finished.output
+
+
+def test_the_command_lists_what_there_is_without_a_model(benchmarks):
+    listed = CliRunner().invoke(cli.main, ["evaluate", "--list", "--domains", "law", "--domains", "code"])
+    assert listed.exit_code == 0
+    assert "legalbench: LegalBench\n    missing: " in listed.output
+    assert "jurisprudence; acc; 0 shots (the task's default)\n    with --nearest only, for LegalBench" in listed.output
+    assert "mbpp; pass_at_1; 3 shots (the task's default)\n    executes code" in listed.output
+    assert "medqa" not in listed.output
+    own = CliRunner().invoke(cli.main, ["evaluate", "--list", "--tasks", str(benchmarks)])
+    assert "law_words, medicine_words; acc; 1 shot" in own.output
+    without = CliRunner().invoke(cli.main, ["evaluate"])
+    assert (without.exit_code, "which MODEL?" in without.output) == (2, True)
+
+
+@pytest.mark.parametrize("processes", ["2", "abc"])
+def test_a_launcher_is_refused(monkeypatch, processes):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    refused = CliRunner().invoke(cli.main, ["evaluate", "gpt2"])
+    assert (refused.exit_code, "start it without a launcher" in refused.output) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def make_run(name, losses=FALLING, strategy="uniform", errors=0.05, target=None,
                 "proportions": share,
                 "seconds": 2.0,
                 "probe_seconds": 0.5,
-                "probe": {d: {"fingerprint": f"rows of {d}"} | changes.get("probe", {}).get(d, {}) for d in domains},
+                "probe": None
+                if step
+                else {d: {"fingerprint": f"rows of {d}"} | changes.get("probe", {}).get(d, {}) for d in domains},
                 "run": {
                     "settings": settings | changes.get("settings", {}),
                     "num_steps": changes.get("num_steps", 10),
@@ -294,6 +296,14 @@ def test_runs_that_can_be_compared_have_no_warning():
     assert warnings_of(make_run("uni"), make_other()) == []
 
 
+def test_the_rows_that_count_are_those_of_the_last_measurement():
+    resumed = make_other()
+    resumed.records[1]["probe"] = {d: {"fingerprint": f"other rows of {d}"} for d in ("law", "code")}
+    assert any("was measured on other held-out rows than uni" in w for w in warnings_of(make_run("uni"), resumed))
+    shown = section(compare([make_run("uni"), resumed]), "Gain by domain")
+    assert shown.points[-1].endswith("set beside those of uni: other."), "losses at the start are of the first rows"
+
+
 # --- what differs -------------------------------------------------------------------------------------------
 
 
@@ -382,6 +392,16 @@ def test_more_runs_than_a_chart_can_show_make_several_with_the_baseline_in_each(
     assert {name for chart in charts for name in chart.legend} == {run.name for run in runs}
 
 
+def test_of_many_runs_that_are_equal_none_is_called_the_best():
+    runs = [make_run(f"run {number}") for number in range(5)]
+    for title in ("Gain by domain", "Gain and degradation by checkpoint"):
+        (point,) = section(compare(runs), title).points
+        assert "are the same in all 5 runs" in point
+    assert section(compare(runs), "Losses at the end").points == [
+        "On the mean of the domains, all 4 runs are level with run 0."
+    ]
+
+
 # --- checkpoints --------------------------------------------------------------------------------------------
 
 
@@ -399,7 +419,10 @@ def test_gains_stack_upwards_and_degradation_downwards_with_the_targets_line():
     assert list(line.get_ydata()) == pytest.approx([12.5, 25])  # law from 4 to 3.5 and 3
     assert list(left.lines[-1].get_ydata()) == pytest.approx([10, 20])  # also where law is not the target
     assert list(chart.legend) == ["law", "code", "target: law"]
-    assert shown.points[0] == ("uni: gains sum to 20.0 %, degradation to 10.0 % at step 10; the target +20.0 %.")
+    assert shown.points[0] == (
+        "uni: over the domains gains sum to 20.0 percentage points, degradation to 10.0, at step 10; "
+        "the target +20.0 %."
+    )
 
 
 def test_the_parts_of_a_stack_do_not_cover_each_other():
@@ -454,6 +477,16 @@ def test_proportions_and_realised_shares_stand_side_by_side():
     assert shown.points == ["The runs ended furthest apart in law: 0.500 (uni) to 0.750 (other)."]
     assert [bar.get_width() for bar in drawn(realised).axes[0].patches] == pytest.approx([0.5, 0.625, 0.5, 0.375])
     assert [bar.get_x() for bar in drawn(final).axes[0].patches] == pytest.approx([0, 0, 0.5, 0.75])
+
+
+def test_proportions_that_never_acted_are_not_those_at_the_end():
+    other = make_other()
+    for record in other.records:
+        record["acts_at_draw"] = None
+    other.records[-1] |= {"proportions": {"law": 0.9, "code": 0.1}, "acts_at_draw": 176}  # of 160
+    assert section(compare([make_run("uni"), other]), "Proportions").points == [
+        "The runs ended with the same proportions."
+    ]
 
 
 # --- scores -------------------------------------------------------------------------------------------------
@@ -518,6 +551,23 @@ def test_a_run_that_was_not_evaluated_is_named_and_its_losses_are_shown():
     ]
     assert rows_of(section(sections, "Losses at the end").parts[0])["other"][0] == "3.000 (-0.200)*"
     assert "without a readable history: base" in sections[0].warnings
+
+
+def test_what_stands_in_for_a_benchmark_is_named_and_keeps_no_scores_apart():
+    nearest = evaluated("nearest", {"law": 0.5})
+    stand_in = {"title": "MMLU law", "metric": "acc", "score": 0.3, "stand_in_for": "LawBench"}
+    nearest.evaluations[None]["domains"]["law"]["tasks"]["mmlu_law"] = stand_in
+    shown = score_section(evaluated("base", {"law": 0.4}), nearest)
+    assert rows_of(shown.parts[0])["nearest"] == ["0.500 (+0.100)*"]
+    assert "law: MMLU law (acc) (for LawBench, not in the mean)" in rows_of(shown.parts[1])
+
+
+def test_scores_with_and_without_a_chat_template_are_not_compared():
+    templated = evaluated("templated", {"law": 0.5})
+    templated.evaluations[None]["chat_template"] = True
+    shown = score_section(evaluated("base", {"law": 0.4}), templated)
+    assert rows_of(shown.parts[0])["templated"] == ["0.500"]
+    assert any("with a chat template, unlike base" in warning for warning in shown.warnings)
 
 
 def test_an_unfinished_model_and_what_was_left_out_are_said():

@@ -1,12 +1,14 @@
 """The page of one run: what is on it, and what it is made of."""
 
 import json
+import math
 import re
 from html import unescape
 
 import pytest
 
 from tests.report.histories import evaluation, expansion, names, old, write
+from versatune_plugin.drawing import new_figure
 from versatune_plugin.history import history_path
 from versatune_plugin.report import make_report
 from versatune_plugin.report.decisions import MAX_ROWS, decisions_section
@@ -14,6 +16,7 @@ from versatune_plugin.report.making import format_table
 from versatune_plugin.report.parts import Cell, Chart, Table
 from versatune_plugin.report.run_sections import run_sections
 from versatune_plugin.report.runs import Run, load_runs
+from versatune_plugin.report.summary import summarise
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -44,6 +47,12 @@ def parts_of(run, kind):
         for part in s.parts
         if isinstance(part, kind)
     }
+
+
+def drawn(chart):
+    figure = new_figure(4.8, 3.2)
+    chart.draw(figure)
+    return figure
 
 
 def unbroken(text):
@@ -81,11 +90,11 @@ def test_the_table_has_every_number_and_marks_what_is_beyond_two_standard_errors
     table = next(iter(parts_of(load_runs([folder])[0], Table).values()))
     rows = {row[0]: row for row in table.rows}
     assert rows["general"] == (
-        "general", "550", "441", "0.80", "0.092", "0.092", "0.053", "2.833", "2.940",
-        Cell("+3.8\N{NO-BREAK SPACE}% ± 1.5", "worse"),
+        "general", Cell("+3.8\N{NO-BREAK SPACE}% ± 1.5", "worse"), "2.833", "2.940", "1.838",
+        "550", "441", "0.80", "0.092", "0.092", "0.053",
     )  # fmt: skip
-    assert rows["law"][-1] == "−2.6\N{NO-BREAK SPACE}% ± 1.5"
-    assert rows["code"][-1] == Cell("−26.7\N{NO-BREAK SPACE}% ± 1.5", "better")
+    assert rows["law"][1] == "−2.6\N{NO-BREAK SPACE}% ± 1.5"
+    assert rows["code"][1] == Cell("−26.7\N{NO-BREAK SPACE}% ± 1.5", "better")
     for row in table.rows:
         for cell in row:
             assert f">{cell.text if isinstance(cell, Cell) else cell}<" in html
@@ -146,6 +155,130 @@ def test_evaluations_alone_are_a_report(tmp_path):
     assert "0.410 ± 0.020" in report.html()
 
 
+def test_a_broken_evaluation_is_a_warning_and_the_rest_is_shown(folder):
+    file = folder / "versatune" / "evaluation.json"
+    for broken in (
+        {"domains": {"law": {"score": "high", "tasks": {}}}},
+        {"domains": {"law": {"score": 0.5, "tasks": {"t": None}}}},
+        {"left_out": ["lawbench"]},
+        {"limit": [1]},
+    ):
+        file.write_text(json.dumps(evaluation({"law": 0.5}) | broken))
+        run = load_runs([folder])[0]
+        assert (len(run.records), len(run.evaluations)) == (31, 0)
+        assert f"evaluation.json has an unusable '{next(iter(broken))}" in run.problem
+
+
+def test_what_was_not_evaluated_has_no_bar():
+    document = evaluation({"law": 0.4, "code": 0.3})
+    document["domains"]["code"]["score"] = None
+    chart = parts_of(run_of(expansion(num_updates=2), evaluations={None: document}), Chart)["Scores by domain"]
+    assert "code unknown" in chart.alt
+    widths = [bar.get_width() for bar in drawn(chart).axes[0].patches]
+    assert widths[0] == 0.4
+    assert math.isnan(widths[1])
+
+
+# --- the losses that a change refers to ---------------------------------------------------------------------
+
+
+def resumed_on_other_rows(num_updates, at):
+    """A history whose losses are of other rows, and 1.5 higher, from a record on."""
+    records = expansion(num_updates=num_updates)
+    again = records[at:]
+    again[0]["probe"] = {d: facts | {"fingerprint": "other"} for d, facts in records[0]["probe"].items()}
+    for record in again:
+        record["losses"] = {domain: loss + 1.5 for domain, loss in record["losses"].items()}
+        record["change_since_start"] = {
+            domain: loss / again[0]["losses"][domain] - 1 for domain, loss in record["losses"].items()
+        }
+    return records
+
+
+def test_changes_and_first_losses_are_of_the_rows_that_the_run_was_resumed_with():
+    records = resumed_on_other_rows(6, at=3)
+    for row in summarise(records):
+        assert row["first"] == pytest.approx(records[3]["losses"][row["domain"]])
+        assert row["change"] == pytest.approx(row["last"] / row["first"] - 1)
+    first = run_sections(run_of(records))[0]
+    assert "Since step 60 losses are of other held-out rows: changes are since then." in first.points
+    chart = parts_of(run_of(records), Chart)["Held-out loss"]
+    assert "Lines are broken" in chart.caption
+    lines = drawn(chart).axes[0].lines
+    assert [len(line.get_xdata()) for line in lines[:2]] == [3, 4]
+
+
+def test_one_measurement_since_the_rows_changed_is_no_change():
+    records = resumed_on_other_rows(3, at=3)
+    assert {row["change"] for row in summarise(records)} == {None}
+    assert "No loss was measured twice" in " ".join(run_sections(run_of(records))[0].points)
+
+
+def test_with_the_first_line_lost_first_loss_last_loss_and_change_still_fit():
+    records = expansion()
+    for whole, cut in zip(summarise(records), summarise(records[1:]), strict=True):
+        assert cut["first"] == pytest.approx(whole["first"])
+        assert cut["change"] == pytest.approx(whole["change"])
+        assert cut["requested"] is None, "what was asked for in the lost line is not known"
+
+
+def test_an_error_that_is_missing_is_not_said_of_the_whole_history():
+    records = expansion(num_updates=4)
+    records[-1]["change_since_start_error"] = None
+    points = " ".join(run_sections(run_of(records))[0].points)
+    assert "the history has no standard errors of these changes" in points
+
+
+# --- the mixture and the data ---------------------------------------------------------------------------------
+
+
+def test_proportions_that_were_decided_too_late_to_act_are_neither_counted_nor_called_the_end():
+    records = expansion(num_updates=4)
+    points = unbroken(" ".join(run_sections(run_of(records))[0].points))
+    assert "the mixture was changed 3 times" in points, "the fourth update ends the run"
+    assert f"to {100 * records[3]['proportions']['finance']:.1f} %" in points
+
+
+def test_rows_that_a_run_did_not_use_up_were_not_repeated():
+    points = " ".join(run_sections(run_of(expansion(num_updates=2)))[0].points)
+    assert "No domain's rows were used up: at most 0.13 passes (medicine)." in points
+    assert "dotted" not in parts_of(run_of(expansion(num_updates=2)), Chart)["Passes over the data"].caption
+
+
+def test_a_stream_beside_finite_domains_has_unknown_passes():
+    records = expansion(num_updates=3)
+    for record in records:
+        record["num_rows_by_domain"] = record["num_rows_by_domain"] | {"law": None}
+    chart = parts_of(run_of(records), Chart)["Passes over the data"]
+    assert "law unknown" in chart.alt
+    assert " unknown" in [text.get_text() for text in drawn(chart).axes[0].texts]
+
+
+@pytest.mark.parametrize(
+    ("unit", "columns"),
+    [
+        ("examples", ["realised", "of tokens"]),
+        ("tokens", ["realised", "of rows"]),
+        ("target_tokens", ["realised", "of rows", "of tokens"]),
+    ],
+)
+def test_requested_shares_stand_beside_realised_ones_in_the_same_unit(unit, columns):
+    records = [record | {"unit": unit} for record in expansion(num_updates=3)]
+    table = next(iter(parts_of(run_of(records), Table).values()))
+    assert list(table.header)[table.header.index("requested") + 1 :] == columns
+    realised = summarise(records)[0]["realised"]
+    assert table.rows[0][table.header.index("realised")] == f"{realised:.3f}"
+    assert list(parts_of(run_of(records), Chart)["Requested and realised"].legend) == ["requested", *columns]
+
+
+def test_beyond_the_marks_a_caption_says_that_they_repeat():
+    for number, repeats in ((24, False), (25, True)):
+        chart = parts_of(run_of(expansion(names(number), num_updates=1)), Chart)["Held-out loss"]
+        assert ("The marks repeat after 24 domains." in chart.caption) == repeats
+        assert "Dotted" not in chart.caption
+        assert not any(line.get_linestyle() == (0, (1, 2)) for line in drawn(chart).axes[0].lines)
+
+
 # --- decisions ----------------------------------------------------------------------------------------------
 
 
@@ -156,7 +289,7 @@ def test_the_decisions_say_what_was_held_skipped_and_raised():
     assert rows["20"][2] == "finance 0.167 → 0.227"
     assert rows["220"][1] == "skipped: domain 'medicine' has loss nan"
     assert "held by guards: finance 0.660 was proposed" in rows["600"][1]
-    assert table.caption == "All 30 updates."
+    assert table.caption == "All 30 updates with a decision."
 
 
 def test_a_long_history_shows_the_updates_that_stand_out_and_says_how_many_it_leaves_out():
@@ -181,7 +314,7 @@ def test_a_run_that_decides_nothing_has_no_decisions():
 
 def test_a_history_of_an_old_release_is_shown_as_far_as_it_goes(tmp_path):
     said = text_of(page_of(write(old(expansion()), tmp_path / "out")))
-    assert "how surely, the history does not say" in said
+    assert "how surely is not known" in said
     assert "Probes took" not in said
     assert "general 2.833 to 2.940" in said
 
@@ -221,10 +354,7 @@ def test_lines_are_thinned_and_say_so_but_numbers_are_not():
     assert "Drawn are 500 evenly spaced of 1,201 points" in chart.caption
     last = records[-1]["losses"]["general"]
     assert f"{last:.3f}" in chart.alt
-    from versatune_plugin.drawing import new_figure
-
-    figure = new_figure(4.8, 3.2)
-    chart.draw(figure)
+    figure = drawn(chart)
     assert max(len(line.get_xdata()) for line in figure.axes[0].lines) == 500
     assert figure.axes[0].lines[0].get_xdata()[-1] == records[-1]["step"]
 
@@ -241,6 +371,17 @@ def test_names_are_shown_as_they_are_and_never_run(tmp_path):
     assert [unescape(name) for name in shown] == list(STRANGE)
     legend = [unescape(name) for name in re.findall(r"<span>([^<]*)</span></li>", html)]
     assert set(STRANGE) <= set(legend)
+
+
+def test_characters_that_a_terminal_acts_on_are_written_out(tmp_path):
+    strange = ("a\nb", "\x1b[31mred", "half\ud800", "turned\u202e", "family \N{MAN}\u200d\N{WOMAN}")
+    report = make_report([write(expansion(strange, num_updates=2), tmp_path / "out\x1b[2J")])
+    written_out = ("a\\nb", "\\x1b[31mred", "half\\ud800", "turned\\u202e", strange[-1])
+    for text in (report.text(), unescape(report.html())):
+        assert all(name in text for name in written_out)
+        assert not set(text) & set("\x1b\ud800\u202e")
+    page, _ = report.write(tmp_path / "seen")
+    assert "out\\x1b[2J" in page.read_text()
 
 
 def test_notes_and_reasons_are_shown_as_they_are(tmp_path):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.report.histories import expansion, write
-from versatune_plugin.history import history_path, read_what_is_readable, to_line
+from tests.report.histories import NAMES, expansion, write
+from versatune_plugin.history import history_path, to_line
 from versatune_plugin.report import make_report
+from versatune_plugin.report.readable import read_what_is_readable
 
 
 @pytest.fixture
@@ -36,10 +37,11 @@ def test_a_sound_history_is_read_without_a_word(folder):
         (b'{"loss": 2.1}\n', "is not a history record"),
         (b'{"step": 40}\n', "is not a history record"),
         (b"[1, 2]\n", "is not a history record"),
-        (b'{"step": true, "proportions": {"law": 1}}\n', "is not a history record"),
-        (b'{"step": 40, "proportions": [1]}\n', "has a 'proportions' that is no object of numbers by domain"),
-        (b'{"step": 40, "proportions": {"law": "x"}}\n', "has a 'proportions' that is no object of numbers"),
-        (b'{"step": 40, "proportions": {"law": NaN}}\n', "has a 'proportions' that is no object of numbers"),
+        (b'{"step": true, "proportions": {"law": 1}}\n', "has an unusable 'step'"),
+        (b'{"step": 40, "proportions": [1]}\n', "has an unusable 'proportions'"),
+        (b'{"step": 40, "proportions": {"law": "x"}}\n', "has an unusable 'proportions.law'"),
+        (b'{"step": 40, "proportions": {"law": -0.5}}\n', "has an unusable 'proportions.law'"),
+        (b'{"step": 40, "proportions": {"law": NaN}}\n', "has an unusable 'proportions.law'"),
         (b'{"step": 40, "proportions": {"law": 1}}\n', "is of other domains in 'proportions': ['law'], not"),
     ],
 )
@@ -55,9 +57,20 @@ def test_a_line_that_is_none_is_named_and_the_rest_is_read(folder, line, words):
     ("change", "words"),
     [
         ({"losses": {"law": 1.0}}, "is of other domains in 'losses'"),
-        ({"potential": 0.5}, "has a 'potential' that is no object of numbers by domain"),
-        ({"num_drawn": "many"}, "has a 'num_drawn' that is no number: 'many'"),
-        ({"run": []}, "has a 'run' that is no object"),
+        ({"potential": 0.5}, "has an unusable 'potential'"),
+        ({"num_drawn": "many"}, "has an unusable 'num_drawn': Input should be a valid integer, got 'many'"),
+        ({"num_drawn": 2**63}, "has an unusable 'num_drawn'"),
+        ({"loss_errors": dict.fromkeys(NAMES, 10**300)}, "has an unusable 'loss_errors.medicine'"),
+        ({"change_since_start": [1]}, "has an unusable 'change_since_start'"),
+        ({"unit": [1]}, "has an unusable 'unit'"),
+        ({"test": {"left": "a"}}, "has an unusable 'test.left'"),
+        ({"probe": {"law": "x"}}, "has an unusable 'probe.law'"),
+        ({"run": []}, "has an unusable 'run'"),
+        ({"run": {"settings": "x"}}, "has an unusable 'run.settings'"),
+        ({"run": {"settings": {"strategy": 5}}}, "has an unusable 'run.settings.strategy'"),
+        ({"run": {"settings": {"expansion": "law"}}}, "has an unusable 'run.settings.expansion'"),
+        ({"run": {"num_steps": "24"}}, "has an unusable 'run.num_steps'"),
+        ({"step": 20}, "is of step 20, after one of step 20"),
         ({"step": 10}, "is of step 10, after one of step 20"),
     ],
 )
@@ -75,6 +88,20 @@ def test_a_half_written_last_line_is_named(folder):
     records, problem = read_what_is_readable(history_path(folder))
     assert len(records) == 5
     assert "line 6 is half-written" in problem
+
+
+def test_a_whole_last_line_counts_without_its_line_break(folder):
+    path = history_path(folder)
+    path.write_bytes(path.read_bytes().rstrip())
+    records, problem = read_what_is_readable(path)
+    assert (len(records), problem) == (5, None)
+
+
+def test_a_history_that_cannot_be_read_does_not_stop_the_report_of_another(folder, tmp_path):
+    history_path(tmp_path / "other").mkdir(parents=True)
+    report = make_report([folder, tmp_path / "other"])
+    assert "history.jsonl cannot be read: " in report.runs[1].problem
+    assert len(report.runs[0].records) == 5
 
 
 def test_many_faults_are_counted_rather_than_listed(folder):

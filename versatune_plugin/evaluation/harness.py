@@ -65,6 +65,25 @@ def _nearest_task(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "; nor one of a similar name (for your own: include_path)"
 
 
+def default_shots(manager, names: Sequence[str]) -> int | None:
+    """Shots that the harness gives some tasks, as their YAML files say; None where they differ or are not there."""
+    configs = [_config(manager, name) for name in names]
+    shots = {None if config is None else config.get("num_fewshot") or 0 for config in configs}
+    return shots.pop() if len(shots) == 1 else None
+
+
+def _config(manager, name: str) -> Mapping | None:
+    """What a task's YAML says, with what it includes; None of groups, tags and Python tasks."""
+    entry = manager.task_index[name]
+    if not isinstance(entry, dict):  # since 0.4.12
+        return entry.cfg if entry.kind.name == "TASK" else None
+    if entry["type"] != "task":
+        return None
+    from lm_eval.utils import load_yaml_config
+
+    return load_yaml_config(entry["yaml_path"], mode="simple")  # "full" would import the task's functions
+
+
 def load_tasks(manager, benchmark: Benchmark) -> dict:
     """The benchmark's tasks by name, those of groups and tags one by one, with their data.
 
@@ -118,11 +137,13 @@ def _check_metric(name: str, task, metric: str) -> None:
         )
 
 
-def load_model(target: Target, *, device: str | None, batch_size: str, trust_remote_code: bool):
+def load_model(
+    target: Target, *, device: str | None, batch_size: str, trust_remote_code: bool, chat_template: bool = False
+):
     """The model as the harness's own class for transformers models, with the adapter applied.
 
     Raises:
-        ValueError: The device is not there.
+        ValueError: The device is not there, or a chat template is asked for and the tokenizer has none.
         OSError: There is no such model.
     """
     import torch
@@ -140,10 +161,19 @@ def load_model(target: Target, *, device: str | None, batch_size: str, trust_rem
     )
     if str(model.device).split(":")[0] != device.split(":")[0] or (":" in device and str(model.device) != device):
         raise ValueError(f"--device: the harness finds no {device!r} here and took {str(model.device)!r}")
+    if chat_template and not model.tokenizer.chat_template:
+        raise ValueError(f"--chat-template: the tokenizer of {target.tokenizer or target.base} has no chat template")
     return model
 
 
-def run(manager, model, tasks: Mapping, *, limit: int | None, run_model_code: bool = False) -> dict:
+def dtype(model) -> str:
+    """Of the weights, such as bfloat16."""
+    return str(model.model.dtype).removeprefix("torch.")
+
+
+def run(
+    manager, model, tasks: Mapping, *, limit: int | None, chat_template: bool = False, run_model_code: bool = False
+) -> dict:
     """The harness's results of some tasks.
 
     Args:
@@ -151,6 +181,7 @@ def run(manager, model, tasks: Mapping, *, limit: int | None, run_model_code: bo
         model: See `load_model`.
         tasks: See `load_tasks` and `prepare_tasks`.
         limit: Rows per task; None: all.
+        chat_template: Whether prompts are put into the model's chat template, solved examples as earlier turns.
         run_model_code: Whether code that the model writes may be executed.
 
     Raises:
@@ -163,6 +194,7 @@ def run(manager, model, tasks: Mapping, *, limit: int | None, run_model_code: bo
         tasks=list(tasks.values()),
         task_manager=manager,
         limit=limit,
+        apply_chat_template=chat_template,
         log_samples=False,
         confirm_run_unsafe_code=run_model_code,
     )
@@ -177,8 +209,8 @@ def score(results: Mapping, tasks: Sequence[str], benchmark: Benchmark) -> dict:
         benchmark: Says which metric counts, and how.
 
     Returns:
-        The metric (with its filter where there is one), score and standard error in [0, 1] (None where the harness
-        gives none), shots (None where tasks differ), rows.
+        The metric (with its filter where there is one), score and standard error in [0, 1] (None where it is not
+        known: the harness gives none, or all rows of a task score alike), shots (None where tasks differ), rows.
 
     Raises:
         ValueError: The results lack the metric, have it from several filters, or its value is not in [0, scale].
@@ -222,9 +254,9 @@ def weighted_mean(
 
 
 def _divided(stderr, scale: float) -> float | None:
-    """The harness says "N/A" where it has none."""
-    number = isinstance(stderr, (int, float)) and math.isfinite(stderr)
-    return float(stderr) / scale if number else None
+    """The harness says "N/A" where it has none, and 0 where all rows score alike, which does not make it 0."""
+    known = isinstance(stderr, (int, float)) and math.isfinite(stderr) and stderr > 0
+    return float(stderr) / scale if known else None
 
 
 def _metric_key(name: str, results: Mapping, benchmark: Benchmark) -> str:

@@ -4,17 +4,16 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
-from versatune_plugin.documents import read_document, write_document
-from versatune_plugin.drawing import aligned
 from versatune_plugin.evaluation import harness
+from versatune_plugin.evaluation.results import Evaluation
 from versatune_plugin.evaluation.suite import Benchmark, Suite, read_suite
-from versatune_plugin.evaluation.target import find_target
+from versatune_plugin.evaluation.tables import format_benchmarks
+from versatune_plugin.evaluation.target import Target, find_target
 
-SCHEMA = "versatune/evaluation"
 FILE = Path("versatune") / "evaluation.json"
 NOT_YET = "not evaluated yet"
 
@@ -31,6 +30,8 @@ class Options:
     """Rows per forward pass, or "auto"."""
     device: str | None = None
     """Such as cuda:0; None: the accelerator if there is one, else the CPU."""
+    chat_template: bool = False
+    """Whether prompts are put into the model's chat template."""
     nearest: bool = False
     """Whether what comes nearest to a missing benchmark is run, under its own name."""
     run_model_code: bool = False
@@ -38,82 +39,11 @@ class Options:
     trust_remote_code: bool = False
     """Whether model code that comes with the weights may be executed."""
     refresh: bool = False
-    """Whether benchmarks with a result are run again."""
+    """Whether benchmarks with a result are run again; the earlier one stays until there is a new one."""
 
     def __post_init__(self):
         if not re.fullmatch(r"auto|[1-9]\d*", self.batch_size):
             raise ValueError(f"--batch-size must be a number of rows or auto, got {self.batch_size!r}")
-
-
-@dataclass
-class Evaluation:
-    """The content of evaluation.json while it grows."""
-
-    file: Path
-    model: dict
-    step: int | None
-    limit: int | None
-    version: str
-    results: dict[str, dict[str, dict]] = field(default_factory=dict)
-    """By domain and benchmark."""
-    left_out: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Why, by domain and benchmark."""
-
-    def document(self) -> dict:
-        """As it is written, without schema and version."""
-        every = [task for tasks in self.results.values() for task in tasks.values()]
-        return {
-            "model": self.model,
-            "step": self.step,
-            "domains": {domain: _domain(tasks) for domain, tasks in self.results.items() if tasks},
-            "left_out": [
-                {"domain": domain, "task": name, "reason": reason} for (domain, name), reason in self.left_out.items()
-            ],
-            "limit": self.limit,
-            "harness": {"name": harness.NAME, "version": self.version},
-            "seconds": round(sum(task["seconds"] for task in every), 3),
-        }
-
-    def write(self) -> None:
-        """Replace the file as a whole."""
-        write_document(self.file, SCHEMA, self.document())
-
-    def go_on(self, refresh: bool) -> None:
-        """Take over the results in the file.
-
-        Raises:
-            ValueError: They are of another model, another limit or another release of the harness, and not to be
-                forgotten; or the file is not such a document.
-        """
-        if not self.file.exists():
-            return
-        old = read_document(self.file, SCHEMA)
-        new = self.document()
-        facts = {"model": "fingerprint", "harness": "version"}
-        differing = [
-            f"{key} {fact} {old[key][fact]}, now {new[key][fact]}"
-            for key, fact in facts.items()
-            if old[key][fact] != new[key][fact] or new[key][fact] is None
-        ]
-        if old["limit"] != self.limit:
-            differing.append(f"limit {old['limit']}, now {self.limit}")
-        if differing and not refresh:
-            raise ValueError(
-                f"{self.file} holds results that do not go with these ({'; '.join(differing)}): name another folder "
-                "with --output, or forget them with --refresh"
-            )
-        if not differing:
-            self.results = {domain: dict(part["tasks"]) for domain, part in old["domains"].items()}
-            self.left_out = {(one["domain"], one["task"]): one["reason"] for one in old["left_out"]}
-
-
-def _domain(tasks: dict[str, dict]) -> dict:
-    """The mean of a domain's benchmarks, each counting the same (arXiv 2411.11266, section 5.1)."""
-    parts = list(tasks.values())
-    mean, stderr = harness.weighted_mean(
-        [part["score"] for part in parts], [part["stderr"] for part in parts], [1] * len(parts)
-    )
-    return {"score": mean, "stderr": stderr, "tasks": tasks}
 
 
 def evaluate(
@@ -130,7 +60,7 @@ def evaluate(
 
     Args:
         model: See `find_target`.
-        domains: Names; see `Suite.choose`.
+        domains: Names; see `Suite.choose`. What the document holds of others stays as it is.
         tasks_file: The user's own benchmarks (see `read_suite`).
         output: Folder for versatune/evaluation.json; default: that of the model.
         base: The model of an adapter, where its own record does not lead there.
@@ -152,70 +82,69 @@ def evaluate(
     folder = output or target.folder
     if folder is None:
         raise ValueError(f"{model} is on a hub: name a folder for the results with --output")
-    manager = harness.task_manager(suite.include_path)
-    wanted = {domain: suite.domains[domain] for domain in chosen}
-    harness.check_names(manager, {f"domains.{d}.{n}.tasks": b.tasks for d, n, b in _each(wanted)})
-
-    @cache
-    def the_model():
-        say(f"loading {target.base}{f' with {target.adapter}' if target.adapter else ''}")
-        how = {key: getattr(options, key) for key in ("device", "batch_size", "trust_remote_code")}
-        return harness.load_model(target, **how)
-
+    manager = _manager(suite, chosen)
+    the_model = cache(partial(_load_model, target, options, say))
     if target.fingerprint() is None:
         the_model()  # a hub model has a fingerprint once it is in the cache
-    evaluation = Evaluation(folder / FILE, target.description(), target.step, options.limit, harness.harness_version())
-    evaluation.go_on(options.refresh)
-    pending = _plan(evaluation, suite, wanted, options, say)
-    if not pending:
-        evaluation.write()
-    failed = []
-    for domain, name, benchmark in pending:
-        say(f"evaluating {domain} / {name}: {_some(benchmark.tasks)}")
-        try:
-            result = _run(manager, the_model, benchmark, options)
-        except harness.LeftOutError as reason:
-            evaluation.left_out[domain, name] = str(reason)
-        except _FailedError as error:
-            failed.append(f"{domain} / {name}")
-            say(f"{failed[-1]} failed: {error}")
-            evaluation.left_out[domain, name] = f"failed: {error}"
-        else:
-            facts = {"title": benchmark.title or name, "definition": suite.definition(domain, name)}
-            evaluation.results.setdefault(domain, {})[name] = facts | result
-            del evaluation.left_out[domain, name]
-        evaluation.write()
+    facts = target.description(), target.step, options.limit, options.chat_template, harness.harness_version()
+    evaluation = Evaluation(folder / FILE, *facts)
+    evaluation.go_on(options.refresh, say)
+    for domain in chosen:
+        evaluation.adopt(suite, domain, say)
+    pending = _plan(evaluation, suite, chosen, options, say)
+    evaluation.write()
+    run = partial(_run, manager, the_model, options)
+    failed = [f"{d} / {n}" for d, n in pending if not _evaluated(evaluation, suite, d, n, run, say)]
     return evaluation.file, evaluation.document(), failed
 
 
-def _each(domains) -> Iterator[tuple[str, str, Benchmark]]:
-    for domain, benchmarks in domains.items():
-        for name, benchmark in benchmarks.items():
+def list_benchmarks(domains: Sequence[str] = (), tasks_file: Path | None = None) -> str:
+    """What `evaluate` would run, as text; needs no model and no data.
+
+    Raises:
+        ImportError: The harness is not installed.
+        ValueError: A name is unknown, or the file has mistakes.
+    """
+    suite = read_suite(tasks_file)
+    chosen = suite.choose(domains)
+    return format_benchmarks(suite, chosen, partial(harness.default_shots, _manager(suite, chosen)))
+
+
+def _manager(suite: Suite, chosen: Sequence[str]):
+    """The harness's index of tasks, which has those of the chosen domains."""
+    manager = harness.task_manager(suite.include_path)
+    harness.check_names(manager, {f"domains.{d}.{n}.tasks": b.tasks for d, n, b in _each(suite, chosen)})
+    return manager
+
+
+def _load_model(target: Target, options: Options, say: Callable[[str], None]):
+    say(f"loading {target.base}{f' with {target.adapter}' if target.adapter else ''}")
+    how = {key: getattr(options, key) for key in ("device", "batch_size", "trust_remote_code", "chat_template")}
+    return harness.load_model(target, **how)
+
+
+def _each(suite: Suite, chosen: Sequence[str]) -> Iterator[tuple[str, str, Benchmark]]:
+    for domain in chosen:
+        for name, benchmark in suite.domains[domain].items():
             yield domain, name, benchmark
 
 
-def _plan(evaluation: Evaluation, suite: Suite, wanted, options: Options, say) -> list[tuple[str, str, Benchmark]]:
-    """What is to be run; what is not is noted in the evaluation, what has a result stays there."""
+def _plan(evaluation: Evaluation, suite: Suite, chosen, options: Options, say) -> list[tuple[str, str]]:
+    """What is to be run, by domain and benchmark; what is not is noted in the evaluation."""
     pending = []
-    evaluation.left_out = {where: why for where, why in evaluation.left_out.items() if where[0] not in wanted}
-    for domain, name, benchmark in _each(wanted):
-        done = evaluation.results.get(domain, {})
-        if options.refresh:
-            done.pop(name, None)
-        if name in done and done[name]["definition"] != suite.definition(domain, name):
-            say(f"{domain} / {name}: its definition has changed, so its earlier result is dropped")
-            del done[name]
-        if name in done:
-            done[name]["title"] = benchmark.title or name
+    for domain, name, benchmark in _each(suite, chosen):
+        done = evaluation.has(domain, name)
+        if (done and not options.refresh) or (benchmark.instead_of and not options.nearest):
             continue
-        if benchmark.instead_of and not options.nearest:
-            continue
-        reason = benchmark.missing and benchmark.missing + _stand_ins(name, wanted[domain], options.nearest)
+        reason = benchmark.missing and benchmark.missing + _stand_ins(name, suite.domains[domain], options.nearest)
         if benchmark.runs_code and not options.run_model_code:
             reason = harness.CODE_FLAG
-        evaluation.left_out[domain, name] = reason or NOT_YET
         if reason is None:
-            pending.append((domain, name, benchmark))
+            pending.append((domain, name))
+        elif done:
+            say(f"{domain} / {name} keeps its earlier result; {reason}")
+        if not done:
+            evaluation.left_out[domain, name] = reason or NOT_YET
     return pending
 
 
@@ -225,11 +154,34 @@ def _stand_ins(missing: str, benchmarks, nearest: bool) -> str:
     return f"; {'run in its place' if nearest else '--nearest runs'}: {', '.join(titles)}" if titles else ""
 
 
+def _evaluated(evaluation: Evaluation, suite: Suite, domain: str, name: str, run: Callable, say) -> bool:
+    """Run one benchmark and write what came of it; False where it failed."""
+    benchmark = suite.domains[domain][name]
+    say(f"evaluating {domain} / {name}: {_some(benchmark.tasks)}")
+    try:
+        result = run(benchmark)
+    except (harness.LeftOutError, _FailedError) as error:
+        failed = isinstance(error, _FailedError)
+        reason = f"failed: {error}" if failed else str(error)
+        if evaluation.has(domain, name):
+            say(f"{domain} / {name} keeps its earlier result; {reason}")
+        else:
+            say(f"{domain} / {name} {reason if failed else f'is left out: {reason}'}")
+            evaluation.left_out[domain, name] = reason
+    else:
+        failed = False
+        facts = {**suite.labels(domain, name), "definition": suite.definition(domain, name)}
+        evaluation.results[domain][name] = facts | result
+        evaluation.left_out.pop((domain, name), None)
+    evaluation.write()
+    return not failed
+
+
 class _FailedError(Exception):
     """One benchmark cannot be evaluated; others can."""
 
 
-def _run(manager, the_model: Callable, benchmark: Benchmark, options: Options) -> dict:
+def _run(manager, the_model: Callable, options: Options, benchmark: Benchmark) -> dict:
     """The result of one benchmark; whatever goes wrong in it must not take the others with it."""
     with harness.code_allowed(options.run_model_code):
         tasks = _load(manager, benchmark)
@@ -239,27 +191,45 @@ def _run(manager, the_model: Callable, benchmark: Benchmark, options: Options) -
             raise _FailedError(_line(error)) from error
         model = the_model()
         started = time.monotonic()
+        how = {key: getattr(options, key) for key in ("limit", "chat_template", "run_model_code")}
         try:
-            results = harness.run(manager, model, tasks, limit=options.limit, run_model_code=options.run_model_code)
+            results = harness.run(manager, model, tasks, **how)
         except Exception as error:
             logger.warning("this benchmark failed within the harness:", exc_info=True)
-            hint = "; lower --batch-size" if "out of memory" in str(error).lower() else ""
-            raise _FailedError(f"{type(error).__name__}: {_line(error)}{hint}") from error
+            raise _FailedError(f"{type(error).__name__}: {_line(error)}{_hint(error)}") from error
     try:
         result = harness.score(results, list(tasks), benchmark)
     except ValueError as error:
         raise _FailedError(_line(error)) from error
-    return result | {"harness_tasks": list(tasks), "seconds": round(time.monotonic() - started, 3)}
+    return result | {
+        "harness_tasks": list(tasks),
+        "batch_size": options.batch_size,
+        "dtype": harness.dtype(model),
+        "trust_remote_code": options.trust_remote_code,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _hint(error: Exception) -> str:
+    text = str(error).lower()
+    if "out of memory" in text:
+        return "; lower --batch-size"
+    if "larger than population" in text or "fewshot samples" in text:
+        return "; a task has too few rows for the solved examples in a prompt: set a lower num_fewshot in --tasks FILE"
+    return ""
 
 
 def _load(manager, benchmark: Benchmark) -> dict:
     try:
         return harness.load_tasks(manager, benchmark)
     except OSError as error:
-        raise _FailedError(
-            f"the data of {_some(benchmark.tasks)} cannot be read: {_line(error)}; run it once where the hub can "
-            "be reached (HF_HUB_OFFLINE unset), or put its data sets into the cache (HF_HOME)"
-        ) from error
+        hint = ""
+        if isinstance(error, ConnectionError) or "on the Hub" in str(error):  # not so where files of the user's lack
+            hint = (
+                "; run it once where the hub can be reached (HF_HUB_OFFLINE unset), or put its data sets into the "
+                "cache (HF_HOME)"
+            )
+        raise _FailedError(f"the data of {_some(benchmark.tasks)} cannot be read: {_line(error)}{hint}") from error
     except Exception as error:
         hint = "; `evaluate` is too old for `datasets` 4: pip install -U evaluate" if "use_auth" in str(error) else ""
         raise _FailedError(
@@ -274,22 +244,3 @@ def _some(names: Sequence[str]) -> str:
 def _line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def format_evaluation(document: dict) -> str:
-    """Domains and benchmarks as a table, what was left out, and what the results say of themselves."""
-    table = [["", "metric", "shots", "rows", "score", "+-"]]
-    for domain, part in document["domains"].items():
-        table.append([domain, "mean", "", "", *_numbers(part)])
-        for task in part["tasks"].values():
-            shots = "mixed" if task["num_fewshot"] is None else str(task["num_fewshot"])
-            table.append([f"  {task['title']}", task["metric"], shots, f"{task['num_samples']:,}", *_numbers(task)])
-    lines = [aligned(table)] if len(table) > 1 else ["no benchmark was evaluated"]
-    if document["limit"] is not None:
-        lines.append(f"at most {document['limit']} rows per task: a trial, not a result to report")
-    lines += [f"left out: {one['domain']} / {one['task']}: {one['reason']}" for one in document["left_out"]]
-    return "\n".join(lines)
-
-
-def _numbers(part: dict) -> list[str]:
-    return [f"{part['score']:.3f}", "" if part["stderr"] is None else f"{part['stderr']:.3f}"]

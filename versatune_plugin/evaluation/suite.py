@@ -32,7 +32,9 @@ class Benchmark(Block):
     runs_code: bool = Field(False, description="Whether it executes code that the model writes.")
     missing: str | None = Field(None, description="Why it cannot be run; instead of `tasks`.")
     instead_of: str | None = Field(
-        None, description="The missing benchmark of this domain that it comes nearest to; run with --nearest only."
+        None,
+        description="The missing benchmark of this domain that it comes nearest to; run with --nearest only, and never "
+        "in the mean.",
     )
 
     @field_validator("tasks", mode="before")
@@ -90,6 +92,15 @@ class Suite:
             if name not in self.domains:
                 raise ValueError(f"--domains: there is no domain {name!r}{nearest(name, [*self.domains, 'all'])}")
         return tuple(dict.fromkeys(names or self.own))
+
+    def labels(self, domain: str, name: str) -> dict[str, str | None]:
+        """What people call a benchmark, and the missing one that it stands in for."""
+        benchmarks = self.domains[domain]
+        instead = benchmarks[name].instead_of
+        return {
+            "title": benchmarks[name].title or name,
+            "stand_in_for": None if instead is None else benchmarks[instead].title or instead,
+        }
 
     def definition(self, domain: str, name: str) -> str:
         """Changes with whatever changes the benchmark's score, as far as it is written in YAML and Python files.

@@ -7,7 +7,7 @@ import numpy as np
 from versatune_plugin.drawing import Mark, marks, over_steps
 from versatune_plugin.report.parts import Chart, Section
 from versatune_plugin.report.series import thinned, thinning_note, vector
-from versatune_plugin.report.summary import percent
+from versatune_plugin.report.summary import facts_of, percent, plural
 
 
 def cost_sentence(records: Sequence[dict]) -> str | None:
@@ -16,14 +16,20 @@ def cost_sentence(records: Sequence[dict]) -> str | None:
     if not len(seconds):
         return None
     said, facts = f"Probes took {_duration(seconds.sum())}", []
-    total = _run_seconds(records)
-    if total:
-        said += f" of {_duration(total)}"
-        facts.append(f"{percent(seconds.sum() / total)} of the run")
-    predicted = (records[0].get("run") or {}).get("predicted_probe_share")
-    if isinstance(predicted, int | float):
+    share = probe_share(records)
+    if share is not None:
+        said += f" of {_duration(_run_seconds(records))}"
+        facts.append(f"{percent(share)} of the run")
+    predicted = facts_of(records).get("predicted_probe_share")
+    if predicted is not None:
         facts.append(f"predicted {percent(predicted)}")
     return said + (f" ({', '.join(facts)})" if facts else "") + f", {seconds.mean():.3g} s each."
+
+
+def probe_share(records: Sequence[dict]) -> float | None:
+    """Share of the run's time that its probes took, in [0, 1]; None where the time is not recorded."""
+    total = _run_seconds(records)
+    return float(_probe_seconds(records).sum()) / total if total else None
 
 
 def cost_section(records: Sequence[dict]) -> Section | None:
@@ -48,7 +54,9 @@ def cost_section(records: Sequence[dict]) -> Section | None:
     chart = Chart(
         name="probe_seconds",
         title="Time of each probe",
-        alt=f"{len(steps):,} probes took between {seconds.min():.3g} and {seconds.max():.3g} seconds.",
+        alt=f"{plural(len(steps), 'probe')} took between {seconds.min():.3g} and {seconds.max():.3g} seconds."
+        if len(steps) > 1
+        else f"1 probe took {seconds[0]:.3g} seconds.",
         draw=draw,
         legend={"probe": probe_mark, "all since the line before": run_mark} if has_seconds else {},
         caption=thinning_note(len(records)),

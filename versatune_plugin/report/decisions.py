@@ -7,13 +7,13 @@ import numpy as np
 from versatune_plugin.drawing import INK, Mark, marks, over_steps
 from versatune_plugin.report.parts import Chart, Section, Table
 from versatune_plugin.report.series import MAX_POINTS, thinned, thinning_note
-from versatune_plugin.report.summary import shown
+from versatune_plugin.report.summary import plural, shown
 
 MAX_ROWS = 50
 """Updates in the table, at the most."""
 
 _KINDS: Mapping = {
-    "mixture changed": lambda record: _change(record)[1] > 0,
+    "change decided": lambda record: _change(record)[1] > 0,
     "target raised": lambda record: record.get("expanded") is True,
     "target not raised": lambda record: record.get("expanded") is False,
     "held by guards": lambda record: record.get("proposed") is not None,
@@ -40,7 +40,10 @@ def decisions_section(records: Sequence[dict]) -> Section | None:
 def _text(tested: Sequence[dict]) -> str:
     text = "What the strategy decided at each update, and where guards or unusable losses stood in its way."
     if tested:
-        text += " A target domain is raised where the others' forgetting is below epsilon times the target's potential."
+        text += (
+            " The expansion rule weighs the others' forgetting against epsilon times the potential of its target; what "
+            "it made of it is said at each update."
+        )
     return text
 
 
@@ -63,12 +66,12 @@ def _time_line(steps_by_kind: Mapping[str, Sequence[int]], last_step: int) -> Ch
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
 
-    counted = ", ".join(f"{kind} {len(steps):,} times" for kind, steps in steps_by_kind.items())
+    counted = ", ".join(f"{kind} {plural(len(steps), 'time')}" for kind, steps in steps_by_kind.items())
     dense = any(len(marks_per_kind[kind]) < len(steps) for kind, steps in steps_by_kind.items())
     return Chart(
         name="decisions",
         title="What happened at which update",
-        alt=f"A time line of {last_step:,} steps: {counted}.",
+        alt=f"A time line of {plural(last_step, 'step')}: {counted}.",
         draw=draw,
         legend={},
         caption="Where updates lie closer than a line is wide, one line stands for several." if dense else "",
@@ -104,8 +107,8 @@ def _test_chart(tested: Sequence[dict]) -> Chart:
     return Chart(
         name="test",
         title="The test behind each decision",
-        alt=f"The others' forgetting was below epsilon times the target's potential at {below:,} of {len(tested):,} "
-        "updates.",
+        alt=f"The others' forgetting was below epsilon times the target's potential at {below:,} of "
+        f"{plural(len(tested), 'update')}.",
         draw=draw,
         legend={"forgetting of the others": left_mark, "epsilon x potential of the target": right_mark},
         caption=thinning_note(len(tested)),
@@ -131,7 +134,7 @@ def _table(records: Sequence[dict]) -> Table:
     has_tests = any(record.get("test") for record in records)
     header = ("step", "decision", "largest change of a proportion", "others' forgetting", "epsilon x potential")
     left_out = len(records) - len(chosen)
-    caption = f"All {len(records):,} updates." if len(records) > 1 else ""
+    caption = f"All {len(records):,} updates with a decision." if len(records) > 1 else ""
     if left_out:
         caption = (
             f"The {len(chosen)} updates that stand out: skipped or held by guards, where the answer on the target "
@@ -163,7 +166,7 @@ def _words(record: Mapping) -> str:
         proposed, proportions = record["proposed"], record["proportions"]
         domain = max(proportions, key=lambda name: abs((proposed[name] or 0) - proportions[name]))
         said.append(f"held by guards: {domain} {proposed[domain] or 0:.3f} was proposed")
-    return "; ".join(said) or ("mixture changed" if _change(record)[1] > 0 else "measured")
+    return "; ".join(said) or ("change decided" if _change(record)[1] > 0 else "measured")
 
 
 def _change(record: Mapping) -> tuple[str, float]:

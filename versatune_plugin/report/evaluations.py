@@ -1,12 +1,13 @@
 """What `versatune evaluate` measured of a run's checkpoints."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from versatune_plugin.drawing import INK, marks
+from versatune_plugin.drawing import INK, marks, short
 from versatune_plugin.report.parts import Chart, Section, Table
-from versatune_plugin.report.run_charts import short
 from versatune_plugin.report.runs import Run
-from versatune_plugin.report.summary import shown
+from versatune_plugin.report.summary import counted, shown
 
 
 def evaluations_section(run: Run) -> Section | None:
@@ -18,14 +19,14 @@ def evaluations_section(run: Run) -> Section | None:
     return Section(
         title="Benchmarks",
         parts=[_chart(run, domains), _scores(run, domains), _tasks(newest)],
-        text="Scores of the evaluation harness; a domain's is the mean over its tasks.",
+        text="Scores of the evaluation harness; a domain's is the mean over its benchmarks, as far as they were run.",
         warnings=_warnings(run),
     )
 
 
 def _warnings(run: Run) -> list[str]:
     left_out = {
-        f"Not evaluated: {item.get('task')} of {item.get('domain')}: {item.get('reason')}."
+        f"Not evaluated: {item['task']} of {item['domain']}: {item['reason']}."
         for document in run.evaluations.values()
         for item in document.get("left_out") or ()
     }
@@ -52,8 +53,10 @@ def _chart(run: Run, domains: list[str]) -> Chart:
         figure.set_size_inches(4.8, max(2.0, 0.8 + len(domains) * (0.16 * number + 0.14)))
         axes, height = figure.subplots(), 0.8 / number
         for position, (document, mark) in enumerate(zip(documents, shades, strict=True)):
-            scores = [_value(document, domain, "score") or 0 for domain in domains]
-            errors = [_value(document, domain, "stderr") or 0 for domain in domains]
+            scores, errors = (
+                np.array([_value(document, domain, key) for domain in domains], dtype=float)
+                for key in ("score", "stderr")
+            )
             places = np.arange(len(domains)) - 0.4 + (position + 0.5) * height
             axes.barh(places, scores, height, xerr=errors, error_kw={"lw": 0.9, "ecolor": INK}, **mark.of_area)
         axes.set_yticks(range(len(domains)), [short(domain) for domain in domains])
@@ -61,14 +64,14 @@ def _chart(run: Run, domains: list[str]) -> Chart:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
 
-    words = [f"{domain} {shown(_value(documents[-1], domain, 'score'))}" for domain in domains]
+    words = [f"{domain} {shown(_value(documents[-1], domain, 'score'), unknown='unknown')}" for domain in domains]
     return Chart(
         name="benchmarks",
         title="Scores by domain",
         alt=f"Scores of the {whens[-1]}: {', '.join(words)}.",
         draw=draw,
         legend=dict(zip(whens, shades, strict=True)),
-        caption="Lines on the bars: one standard error.",
+        caption="Lines on the bars: one standard error. No bar: not evaluated.",
     )
 
 
@@ -85,12 +88,12 @@ def _scores(run: Run, domains: list[str]) -> Table:
 def _tasks(document: dict) -> Table:
     rows = [
         (
-            str(task.get("title") or name),
+            (task.get("title") or name) + stands_in(task),
             domain,
-            str(task.get("metric", "-")),
+            task.get("metric") or "-",
             _with_error(task),
-            str(task.get("num_fewshot", "-")),
-            "-" if task.get("num_samples") is None else f"{task['num_samples']:,}",
+            counted(task.get("num_fewshot")),
+            counted(task.get("num_samples")),
             "lower" if task.get("higher_is_better") is False else "higher",
         )
         for domain, measured in document["domains"].items()
@@ -101,6 +104,13 @@ def _tasks(document: dict) -> Table:
     return Table(header=header, rows=rows, words=(1, 2, 6), caption=f"Tasks behind the newest scores (model: {name}).")
 
 
-def _with_error(measured: dict) -> str:
-    error = measured.get("stderr")
-    return shown(measured.get("score")) + ("" if error is None else f" ± {error:.3f}")
+def stands_in(task: Mapping) -> str:
+    """What is said behind the title of a task that was run instead of a benchmark; empty for a benchmark."""
+    return f" (for {task['stand_in_for']}, not in the mean)" if task.get("stand_in_for") else ""
+
+
+def _with_error(measured: Mapping) -> str:
+    """A score; where it is the mean of fewer benchmarks than the domain has, of how many."""
+    error, number, of = (measured.get(key) for key in ("stderr", "num_benchmarks", "of"))
+    partial = f" ({number} of {of})" if number is not None and number != of else ""
+    return shown(measured.get("score")) + ("" if error is None else f" ± {error:.3f}") + partial

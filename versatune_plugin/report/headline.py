@@ -1,12 +1,18 @@
 """What happened in a run, in a few sentences with numbers."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from versatune_plugin.report.run_charts import loss_words
-from versatune_plugin.report.summary import percent
-
-CLEAR = 2.0
-"""Standard errors of its change beyond which a loss is said to have changed."""
+from versatune_plugin.report.summary import (
+    CLEAR,
+    acted,
+    facts_of,
+    measured_anew,
+    percent,
+    plural,
+    proportions_at_the_end,
+)
 
 
 def headline(records: Sequence[dict], summary: Sequence[Mapping], cost: str | None) -> list[str]:
@@ -17,7 +23,8 @@ def headline(records: Sequence[dict], summary: Sequence[Mapping], cost: str | No
         summary: As `summarise` gives it.
         cost: The sentence on the probes' time.
     """
-    said = [*_losses(records, summary), _mixture(records), _length(records, summary), _passes(summary), cost]
+    of_run = [_mixture(records), _length(records, summary), _resumed(records), _passes(summary), cost]
+    said = [*_losses(records, summary), *of_run]
     return [sentence for sentence in said if sentence]
 
 
@@ -34,9 +41,13 @@ def verdict(row: Mapping) -> str | None:
 
 
 def _losses(records: Sequence[dict], summary: Sequence[Mapping]) -> list[str]:
+    anew = [records[position]["step"] for position in measured_anew(records)]
+    of_these_rows = (
+        [f"Since step {anew[-1]:,} losses are of other held-out rows: changes are since then."] if anew else []
+    )
     measured = [row for row in summary if row["change"] is not None]
     if not measured:
-        return ["No loss was measured twice, so the report cannot say what the run did to the domains."]
+        return [*of_these_rows, "No loss was measured twice, so the report cannot say what the run did to the domains."]
     by_verdict = {name: [row for row in measured if verdict(row) == name] for name in ("rose", "fell", "unclear")}
     what, number = loss_words(records), len(measured)
     said = [
@@ -53,10 +64,10 @@ def _losses(records: Sequence[dict], summary: Sequence[Mapping]) -> list[str]:
     ):
         if rows:
             said.append(
-                f"The {what} {direction} in {_of(rows, number)}: {_listed(rows)}; how surely, the history does not "
-                "say: it has no standard errors."
+                f"The {what} {direction} in {_of(rows, number)}: {_listed(rows)}; how surely is not known: the "
+                "history has no standard errors of these changes."
             )
-    return said
+    return said + of_these_rows
 
 
 def _of(rows: Sequence[Mapping], number: int) -> str:
@@ -76,13 +87,13 @@ def _listed(rows: Sequence[Mapping]) -> str:
 
 def _mixture(records: Sequence[dict]) -> str | None:
     start = records[0].get("proportions_before") or records[0]["proportions"]
-    end = records[-1]["proportions"]
+    end = proportions_at_the_end(records)
     if len(start) == 1:
         return None
     moves = {domain: end[domain] - start[domain] for domain in start}
     up, down = max(moves, key=moves.get), min(moves, key=moves.get)
     if moves[up] < 5e-4:
-        moved = any(record["proportions"] != end for record in records)
+        moved = _num_changes(records) > 0
         return "The mixture ended where it began." if moved else "The mixture stayed as it was."
     return (
         f"In the mixture {up} gained most, {percent(start[up])} to {percent(end[up])}, and {down} gave most, "
@@ -91,17 +102,27 @@ def _mixture(records: Sequence[dict]) -> str | None:
 
 
 def _length(records: Sequence[dict], summary: Sequence[Mapping]) -> str:
-    last, planned = records[-1], (records[0].get("run") or {}).get("num_steps")
+    last, planned = records[-1], facts_of(records).get("num_steps")
     of = f" of {planned:,} planned" if isinstance(planned, int) and planned != last["step"] else ""
-    changed = sum(
-        1 for record in records if record.get("proportions_before", record["proportions"]) != record["proportions"]
-    )
+    changed = _num_changes(records)
     drawn = None if any(row["drawn"] is None for row in summary) else sum(row["drawn"] for row in summary)
-    told = f"{last['step']:,} optimizer steps{of}" + ("" if drawn is None else f" on {drawn:,} rows")
+    told = plural(last["step"], "optimizer step") + of + ("" if drawn is None else f" on {plural(drawn, 'row')}")
     skipped, held = (sum(1 for record in records if record.get(key)) for key in ("skipped", "proposed"))
     told += f"; the mixture was changed {_times(changed)}" if changed else "; the mixture was never changed"
     told += f", guards held {_times(held)} what was proposed" if held else ""
-    return told + (f", {skipped:,} of {len(records):,} updates skipped" if skipped else "") + "."
+    return told + (f", {skipped:,} of {plural(len(records), 'update')} skipped" if skipped else "") + "."
+
+
+def _num_changes(records: Sequence[dict]) -> int:
+    """How often the proportions that rows were drawn by became others."""
+    changes = acted(records)
+    in_force = [record["proportions"] for record in records] if changes is None else [one for _, one in changes]
+    return sum(before != after for before, after in itertools.pairwise(in_force))
+
+
+def _resumed(records: Sequence[dict]) -> str | None:
+    later = [record["step"] for record in records[1:] if record.get("run")]
+    return f"It was resumed with other settings before step {later[-1]:,}; they are the ones below." if later else None
 
 
 def _times(number: int) -> str:
@@ -113,4 +134,7 @@ def _passes(summary: Sequence[Mapping]) -> str | None:
     if not known:
         return None
     most = max(known, key=lambda row: row["passes"])
-    return f"The most repeated domain is {most['domain']}: {most['passes']:.2f} passes over its {most['rows']:,} rows."
+    if most["passes"] <= 1:
+        return f"No domain's rows were used up: at most {most['passes']:.2f} passes ({most['domain']})."
+    rows = plural(most["rows"], "row")
+    return f"The most repeated domain is {most['domain']}: {most['passes']:.2f} passes over its {rows}."

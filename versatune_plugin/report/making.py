@@ -3,9 +3,10 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from versatune_plugin.drawing import aligned
+from versatune_plugin.drawing import aligned, visible
 from versatune_plugin.history import write_atomically
 from versatune_plugin.report.page import Chapter, to_html
 from versatune_plugin.report.parts import Cell, Chart, Section, Table
@@ -41,7 +42,7 @@ class Report:
         Raises:
             ImportError: jinja2 or matplotlib is not installed.
         """
-        return to_html(self._title, self._chapters())
+        return to_html(self._title, self._chapters)
 
     def write(self, folder: Path | None = None) -> tuple[Path, list[Path]]:
         """Write the page, and the charts of its first chapter as PNGs.
@@ -66,8 +67,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / ("report.html" if self._is_one else "comparison.html")
         write_atomically(page, html)
-        sections = run_sections(self.runs[0]) if self._is_one else self.comparison
-        charts = [part for section in sections for part in section.parts if isinstance(part, Chart)]
+        charts = [part for section in self._chapters[0].sections for part in section.parts if isinstance(part, Chart)]
         return page, [write_png(chart, folder) for chart in charts]
 
     @property
@@ -78,6 +78,7 @@ class Report:
     def _title(self) -> str:
         return f"{self.runs[0].name}: what the run did" if self._is_one else f"{len(self.runs)} runs compared"
 
+    @cached_property
     def _chapters(self) -> list[Chapter]:
         """The comparison and the runs, each with what could not be read of it."""
         runs = [
@@ -104,7 +105,6 @@ def make_report(folders: Sequence[str | os.PathLike], baseline: str | None = Non
 
     Raises:
         ValueError: Nothing of any run can be shown; a folder is given twice; there is no run of the baseline's name.
-        OSError: A history is there, but cannot be read.
     """
     runs = load_runs(folders)
     if not any(run.records or run.evaluations for run in runs):
@@ -132,6 +132,7 @@ def _run_text(run: Run) -> str:
 
 
 def _subtitle(run: Run) -> str:
-    """Which run it is: its folder, and its strategy where that is known."""
+    """Which run it is: the end of its path, and its strategy where that is known."""
     strategy = (run.facts.get("settings") or {}).get("strategy")
-    return str(run.folder) + (f", strategy {strategy}" if strategy else "")
+    folder = visible("/".join(Path(os.path.abspath(run.folder)).parts[-2:]))
+    return folder + (f", strategy {strategy}" if strategy else "")

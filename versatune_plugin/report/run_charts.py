@@ -4,14 +4,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from versatune_plugin.drawing import INK, MUTED, Mark, label, marks, over_steps
+from versatune_plugin.drawing import INK, MUTED, Mark, label, marks, over_steps, short
 from versatune_plugin.report.parts import Chart
-from versatune_plugin.report.series import matrix, proportions_over_steps, thinned, thinning_note
-from versatune_plugin.report.summary import percent
+from versatune_plugin.report.series import (
+    marks_note,
+    matrix,
+    proportions_over_steps,
+    sentences,
+    thinned,
+    thinning_note,
+)
+from versatune_plugin.report.summary import measured_anew, percent, plural, shown
 
 MAX_BANDS = 8
-"""Domains up to which bands of standard errors can be told apart."""
-_SHORT = 18
+"""Domains up to which bands of standard errors and lines of references can be told apart."""
 _UNITS = {"tokens": "tokens", "target_tokens": "target tokens"}
 
 
@@ -23,11 +29,6 @@ def unit_words(records: Sequence[dict]) -> str:
 def loss_words(records: Sequence[dict]) -> str:
     """What the run's losses are of."""
     return "training loss" if records[0].get("signal") == "train" else "held-out loss"
-
-
-def short(name: str) -> str:
-    """A name that fits beside an axis, its middle left out where it is long."""
-    return label(name if len(name) <= _SHORT else f"{name[: _SHORT // 2]}…{name[-_SHORT // 2 + 1 :]}")
 
 
 def proportions_chart(records: Sequence[dict]) -> Chart:
@@ -45,11 +46,14 @@ def proportions_chart(records: Sequence[dict]) -> Chart:
     return Chart(
         name="proportions",
         title="The mixture",
-        alt=f"Proportions over {records[-1]['step']:,} optimizer steps, from the first to the last: {changes}.",
+        alt=f"Proportions over {plural(records[-1]['step'], 'optimizer step')}, from the first to the last: {changes}.",
         draw=draw,
         legend=dict(reversed(_legend(domains).items())),
-        caption=f"Proportions of {unit_words(records)}, stacked, from the step on at which they act. "
-        + thinning_note(len(stacks)),
+        caption=sentences(
+            f"Proportions of {unit_words(records)}, stacked, from the step on at which they act.",
+            thinning_note(len(stacks)),
+            marks_note(len(domains)),
+        ),
     )
 
 
@@ -68,12 +72,19 @@ def draw_mixture(axes, records: Sequence[dict], title: str) -> None:
     axes.set(ylabel=f"proportion of {unit_words(records)}", ylim=(0, 1), title=title)
 
 
-def shares_chart(summary: Sequence[Mapping]) -> Chart:
-    """Requested against realised shares per domain, in rows and in tokens."""
-    kinds = {
-        "requested": ("requested", Mark(MUTED, "-", "")),
-        "realised, in rows": ("examples", marks(1)[0]),
-        "realised, in tokens": ("tokens", Mark(marks(2)[1].colour, "-", "///")),
+def realised_columns(unit: str | None) -> dict[str, str]:
+    """What is set beside the requested shares: names, and keys of the summary; the run's own unit comes first."""
+    columns = {"realised": "realised", "of rows": "examples", "of tokens": "tokens"}
+    same = {"tokens": "of tokens", "target_tokens": None}.get(unit, "of rows")
+    return {name: key for name, key in columns.items() if name != same}
+
+
+def shares_chart(records: Sequence[dict], summary: Sequence[Mapping]) -> Chart:
+    """Requested against realised shares per domain, in the run's own unit and in rows and tokens."""
+    looks = [marks(1)[0], Mark(marks(2)[1].colour, "-", "///"), Mark(marks(3)[2].colour, "-", "...")]
+    columns = realised_columns(records[-1].get("unit"))
+    kinds = {"requested": ("requested", Mark(MUTED, "-", ""))} | {
+        name: (key, mark) for (name, key), mark in zip(columns.items(), looks, strict=False)
     }
     kinds = {name: kind for name, kind in kinds.items() if any(row[kind[0]] is not None for row in summary)}
 
@@ -88,8 +99,7 @@ def shares_chart(summary: Sequence[Mapping]) -> Chart:
         axes.set(xlabel="share of the run, %")
 
     words = [
-        f"{row['domain']} requested {_percent(row['requested'])}, {_percent(row['examples'])} of rows, "
-        f"{_percent(row['tokens'])} of tokens"
+        f"{row['domain']} {', '.join(f'{name} {_percent(row[key])}' for name, (key, _) in kinds.items())}"
         for row in summary
     ]
     return Chart(
@@ -98,60 +108,65 @@ def shares_chart(summary: Sequence[Mapping]) -> Chart:
         alt=f"Shares per domain over the whole run: {'; '.join(words)}.",
         draw=draw,
         legend={name: mark for name, (_, mark) in kinds.items()},
-        caption="What the mixture asked for, averaged over the run, and what was trained on.",
+        caption="What the mixture asked for, averaged over the run, and what was trained on, as shares of "
+        f"{unit_words(records)}; beside it shares of {_beside(columns)}.",
     )
+
+
+def _beside(columns: Mapping) -> str:
+    return " and ".join(name.removeprefix("of ") for name in columns if name != "realised")
 
 
 def passes_chart(summary: Sequence[Mapping]) -> Chart:
     """How often the run went through each domain's rows."""
-    mark = marks(1)[0]
+    mark, passes = marks(1)[0], [row["passes"] or 0 for row in summary]
+    has_line = max(passes) > 0.7
 
     def draw(figure) -> None:
         figure.set_size_inches(4.8, max(1.7, 0.8 + 0.27 * len(summary)))
         axes = figure.subplots()
-        passes = [row["passes"] or 0 for row in summary]
         axes.barh(range(len(summary)), passes, 0.62, **mark.of_area)
-        for row, number in enumerate(passes):
-            axes.text(number, row, f" {number:.2f}", va="center", ha="left")
-        if max(passes) > 0.7:
+        for place, row in enumerate(summary):
+            axes.text(passes[place], place, f" {shown(row['passes'], 2, 'unknown')}", va="center", ha="left")
+        if has_line:
             axes.axvline(1, color=INK, lw=0.8, ls=":")
         _domains_down(axes, summary)
         axes.set(xlabel="passes over the domain's rows", xlim=(0, 1.18 * max(*passes, 0.01)))
 
-    words = [f"{row['domain']} {row['passes']:.2f}" for row in summary if row["passes"] is not None]
+    words = [f"{row['domain']} {shown(row['passes'], 2, 'unknown')}" for row in summary]
     return Chart(
         name="passes",
         title="Passes over the data",
         alt=f"Passes over each domain's rows: {', '.join(words)}.",
         draw=draw,
         legend={},
-        caption="Drawn rows by the domain's rows; above 1 (dotted) rows were seen again.",
+        caption="Drawn rows by the domain's rows" + ("; above 1 (dotted) rows were seen again." if has_line else "."),
     )
 
 
 def losses_chart(records: Sequence[dict]) -> Chart:
     """Measured losses with their standard errors, and the reference losses, dotted."""
     losses, errors = matrix(records, "losses"), matrix(records, "loss_errors")
-    reference = matrix(records[-1:], "reference_losses")[0]
-    domains = list(records[0]["proportions"])
+    domains, references = list(records[0]["proportions"]), _references(records)
     has_bands = len(domains) <= MAX_BANDS and not np.isnan(errors).all()
 
     def draw(figure) -> None:
-        axes = _draw_lines(figure, records, losses, errors if has_bands else None)
-        for value, mark in zip(reference, _legend(domains).values(), strict=True):
-            if not np.isnan(value):
-                axes.axhline(value, color=mark.colour, lw=0.9, ls=(0, (1, 2)))
+        axes = figure.subplots()
+        draw_lines(axes, records, losses, errors if has_bands else None)
+        draw_references(axes, records)
         axes.set(ylabel=f"nats per {'byte' if records[0].get('loss_unit') == 'byte' else 'target token'}")
 
-    notes = ["Bands: one standard error over draws of the held-out rows."] if has_bands else []
-    notes += [] if np.isnan(reference).all() else ["Dotted: reference losses."]
     return Chart(
         name="losses",
         title=loss_words(records).capitalize(),
         alt=f"{loss_words(records).capitalize()} by domain, first and last: {_ends(domains, losses, '{:.3f}')}.",
         draw=draw,
         legend=_legend(domains),
-        caption=" ".join([*notes, thinning_note(len(records))]).strip(),
+        caption=sentences(
+            "Bands: one standard error over draws of the held-out rows." if has_bands else "",
+            "Dotted: reference losses." if references else "",
+            _notes(records),
+        ),
     )
 
 
@@ -160,29 +175,61 @@ def signal_chart(records: Sequence[dict], key: str, name: str, title: str, axis:
     values, domains = 100 * matrix(records, key), list(records[0]["proportions"])
     if not (np.abs(np.nan_to_num(values)) > 0).any():
         return None
+
+    def draw(figure) -> None:
+        axes = figure.subplots()
+        draw_lines(axes, records, values)
+        axes.set(ylabel=axis)
+
     return Chart(
         name=name,
         title=title,
         alt=f"{title} by domain, first and last: {_ends(domains, values, '{:.1f} %')}.",
-        draw=lambda figure: _draw_lines(figure, records, values).set(ylabel=axis),
+        draw=draw,
         legend=_legend(domains),
-        caption=" ".join([caption, thinning_note(len(records))]).strip(),
+        caption=sentences(
+            caption,
+            "Of losses smoothed over updates." if any(record.get("smoothed_losses") for record in records) else "",
+            _notes(records),
+        ),
     )
 
 
-def _draw_lines(figure, records: Sequence[dict], values: np.ndarray, errors: np.ndarray | None = None):
-    """A line per domain over the steps; returns the axes."""
-    axes, steps = figure.subplots(), np.array([record["step"] for record in records])
+def draw_lines(axes, records: Sequence[dict], values: np.ndarray, errors: np.ndarray | None = None) -> None:
+    """A line per domain over the steps, broken where losses are of other held-out rows than before."""
+    steps, anew = np.array([record["step"] for record in records]), measured_anew(records)
     for domain_id, mark in enumerate(marks(values.shape[1])):
         known = np.flatnonzero(~np.isnan(values[:, domain_id]))
         known = known[thinned(len(known))] if len(known) else known
-        x, y = steps[known], values[known, domain_id]
-        axes.plot(x, y, marker="o" if len(known) <= 40 else None, ms=3, **mark.of_line)
-        if errors is not None:
-            error = np.nan_to_num(errors[known, domain_id])
-            axes.fill_between(x, y - error, y + error, color=mark.colour, alpha=0.16, lw=0)
+        marker = "o" if len(known) <= 40 else None
+        for part in np.split(known, np.searchsorted(known, anew)):
+            x, y = steps[part], values[part, domain_id]
+            axes.plot(x, y, marker=marker, ms=3, **mark.of_line)
+            if errors is not None:
+                error = np.nan_to_num(errors[part, domain_id])
+                axes.fill_between(x, y - error, y + error, color=mark.colour, alpha=0.16, lw=0)
     over_steps(axes)
-    return axes
+
+
+def draw_references(axes, records: Sequence[dict]) -> bool:
+    """The reference losses as dotted lines, where the domains are few; whether there are any."""
+    references = _references(records)
+    for value, colour in references:
+        axes.axhline(value, color=colour, lw=0.9, ls=(0, (1, 2)))
+    return bool(references)
+
+
+def _references(records: Sequence[dict]) -> list[tuple[float, str]]:
+    """The lines that `draw_references` draws, with their colours."""
+    values = matrix(records[-1:], "reference_losses")[0]
+    found = [(value, mark.colour) for value, mark in zip(values, marks(len(values)), strict=True) if value == value]
+    return found if len(values) <= MAX_BANDS else []
+
+
+def _notes(records: Sequence[dict]) -> str:
+    """What is said of every chart with a line per domain."""
+    broken = "Lines are broken where losses are of other held-out rows." if measured_anew(records) else ""
+    return sentences(broken, thinning_note(len(records)), marks_note(len(records[0]["proportions"])))
 
 
 def _legend(domains: Sequence[str]) -> dict[str, Mark]:

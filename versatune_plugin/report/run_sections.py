@@ -1,7 +1,7 @@
 """The report of one run, what people ask first standing first."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from versatune_plugin.report import run_charts as charts
 from versatune_plugin.report.costs import cost_section, cost_sentence
@@ -9,8 +9,8 @@ from versatune_plugin.report.decisions import decisions_section
 from versatune_plugin.report.evaluations import evaluations_section
 from versatune_plugin.report.headline import headline, verdict
 from versatune_plugin.report.parts import Cell, Section, Table
-from versatune_plugin.report.runs import Run
-from versatune_plugin.report.summary import percent, shown, summarise
+from versatune_plugin.report.runs import Run, flat
+from versatune_plugin.report.summary import counted, percent, shown, summarise
 
 
 def run_sections(run: Run) -> list[Section]:
@@ -37,39 +37,26 @@ def _first(records: Sequence[dict], summary: Sequence[Mapping]) -> Section:
 
 
 def _summary_table(records: Sequence[dict], summary: Sequence[Mapping]) -> Table:
-    header = (
-        "domain",
-        "rows",
-        "drawn",
-        "passes",
-        "requested",
-        "of rows",
-        "of tokens",
-        "first loss",
-        "last loss",
-        "change",
-    )
-    rows = [
-        (
-            row["domain"],
-            "-" if row["rows"] is None else f"{row['rows']:,}",
-            "-" if row["drawn"] is None else f"{row['drawn']:,}",
-            shown(row["passes"], 2),
-            shown(row["requested"]),
-            shown(row["examples"]),
-            shown(row["tokens"]),
-            shown(row["first"]),
-            shown(row["last"]),
-            _change_cell(row),
-        )
-        for row in summary
-    ]
+    realised = charts.realised_columns(records[-1].get("unit"))
+    has_reference = any(row["reference"] is not None for row in summary)
+    columns = {
+        "domain": [row["domain"] for row in summary],
+        "change": [_change_cell(row) for row in summary],
+        "first loss": [shown(row["first"]) for row in summary],
+        "last loss": [shown(row["last"]) for row in summary],
+        **({"reference": [shown(row["reference"]) for row in summary]} if has_reference else {}),
+        "rows": [counted(row["rows"]) for row in summary],
+        "drawn": [counted(row["drawn"]) for row in summary],
+        "passes": [shown(row["passes"], 2) for row in summary],
+        "requested": [shown(row["requested"]) for row in summary],
+        **{name: [shown(row[key]) for row in summary] for name, key in realised.items()},
+    }
     caption = (
-        f"Requested: the mixture's mean over the run, as a share of {charts.unit_words(records)}; beside it what was "
-        "trained on. Change of the loss: with one standard error, over draws of the held-out rows, where it is known; "
-        "coloured beyond two."
+        "Change of the loss: with one standard error, over draws of the held-out rows, where it is known; coloured "
+        f"beyond two. Requested: the mixture's mean over the run, as a share of {charts.unit_words(records)}; "
+        "realised: what was trained on."
     )
-    return Table(header=header, rows=rows, caption=caption)
+    return Table(header=tuple(columns), rows=list(zip(*columns.values(), strict=True)), caption=caption)
 
 
 def _change_cell(row: Mapping) -> str | Cell:
@@ -87,7 +74,7 @@ def _mixture(records: Sequence[dict], summary: Sequence[Mapping]) -> Section | N
     if any(row["passes"] is not None for row in summary):
         parts.append(charts.passes_chart(summary))
     if len(summary) > 1 and any(row["requested"] is not None or row["examples"] is not None for row in summary):
-        parts.append(charts.shares_chart(summary))
+        parts.append(charts.shares_chart(records, summary))
     return Section(title="Mixture" if len(summary) > 1 else "Data", parts=parts) if parts else None
 
 
@@ -108,16 +95,16 @@ def _losses(records: Sequence[dict]) -> Section | None:
         ),
         charts.signal_chart(
             records, "forgetting_since_start", "forgetting_since_start", "Forgetting since the start", "percent",
-            "How far each loss stands above the run's first measurement.",
+            "How far each loss stands above the first measurement on the same rows.",
         ),
     ]  # fmt: skip
-    never = [] if derived[1] else ["No loss ever rose from one measurement to the next, as far as is known."]
-    return Section(title="Losses", parts=[charts.losses_chart(records), *filter(None, derived)], text=" ".join(never))
+    return Section(title="Losses", parts=[charts.losses_chart(records), *filter(None, derived)])
 
 
 def _configuration(run: Run) -> Section | None:
     """Settings, versions, sources and fingerprints, whatever of them the history holds."""
-    facts, probe = dict(run.facts), run.records[0].get("probe") or {}
+    facts = dict(run.facts)
+    probe = next((record["probe"] for record in reversed(run.records) if record.get("probe")), {})
     blocks = {
         "Settings of the versatune block": facts.pop("settings", None),
         "Versions": facts.pop("versions", None),
@@ -128,9 +115,9 @@ def _configuration(run: Run) -> Section | None:
     parts = [
         Table(header=("key", "value"), rows=rows, caption=title, words=(1,))
         for title, block in blocks.items()
-        if block and (rows := [(key or "-", value) for key, value in _flat(block)])
+        if block and (rows := [(key, _text(value)) for key, value in flat(block).items()])
     ]
-    if probe and all(isinstance(facts, dict) for facts in probe.values()):
+    if probe:
         keys = list(dict.fromkeys(key for facts in probe.values() for key in facts))
         rows = [(domain, *(str(facts.get(key, "-")) for key in keys)) for domain, facts in probe.items()]
         header = ("domain", *(key.replace("_", " ") for key in keys))
@@ -138,10 +125,5 @@ def _configuration(run: Run) -> Section | None:
     return Section(title="Configuration and fingerprints", parts=parts, collapsed=True) if parts else None
 
 
-def _flat(block, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as dotted keys with their values."""
-    if isinstance(block, dict) and block:
-        for key, value in block.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, block if isinstance(block, str) else json.dumps(block, ensure_ascii=False)
+def _text(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

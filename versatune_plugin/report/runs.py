@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from versatune_plugin.documents import read_document
-from versatune_plugin.history import history_path, read_what_is_readable
+from versatune_plugin.drawing import visible
+from versatune_plugin.history import history_path
+from versatune_plugin.report.summary import facts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class Run:
 
     @property
     def facts(self) -> Mapping:
-        """What the history's first line says of the run as a whole; empty in those of older releases."""
-        return (self.records[0].get("run") or {}) if self.records else {}
+        """What the history says of the run as a whole; empty in those of older releases."""
+        return facts_of(self.records)
 
 
 def load_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
@@ -41,7 +42,6 @@ def load_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
 
     Raises:
         ValueError: A folder is given twice.
-        OSError: A history or an evaluation is there, but cannot be read.
     """
     paths = [Path(os.path.abspath(folder)) for folder in folders]
     resolved = [path.resolve() for path in paths]
@@ -55,21 +55,30 @@ def load_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
 def _shortest_names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as it takes to tell them apart."""
     for length in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-length:]) for path in paths]
+        names = [visible("/".join(path.parts[-length:])) for path in paths]
         if len(set(names)) == len(names):
             break
     return names
 
 
 def _load(folder: Path, name: str) -> Run:
-    records, problem = read_what_is_readable(history_path(folder))
-    evaluations, problems = {}, [problem] if problem else []
+    from versatune_plugin.report.readable import read_evaluation, read_what_is_readable
+
+    records, evaluations, problems, path = [], {}, [], history_path(folder)
+    try:
+        records, problem = read_what_is_readable(path)
+        problems += [problem] if problem else []
+    except OSError as error:
+        problems.append(f"{path} cannot be read: {error}")
     for step, path in _evaluation_files(folder):
         try:
-            evaluations[step] = _checked(read_document(path, "versatune/evaluation"), path)
-        except ValueError as error:
+            evaluations[step] = read_evaluation(path)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
             problems.append(str(error))
-    return Run(name=name, folder=folder, records=records, problem="\n".join(problems) or None, evaluations=evaluations)
+    problem = "\n".join(map(visible, problems)) or None
+    return Run(name=name, folder=folder, records=records, problem=problem, evaluations=evaluations)
 
 
 def _evaluation_files(folder: Path) -> list[tuple[int | None, Path]]:
@@ -79,16 +88,20 @@ def _evaluation_files(folder: Path) -> list[tuple[int | None, Path]]:
         number = checkpoint.name.removeprefix("checkpoint-")
         if number.isdecimal():
             found.append((int(number), checkpoint / "versatune" / "evaluation.json"))
-    found = [*sorted(found), (None, folder / "versatune" / "evaluation.json")]
-    return [(step, path) for step, path in found if path.exists()]
+    return [*sorted(found), (None, folder / "versatune" / "evaluation.json")]
 
 
-def _checked(document: dict, path: Path) -> dict:
-    """The document, if it has what the report shows of it."""
-    domains = document.get("domains")
-    if not isinstance(domains, dict) or not all(
-        isinstance(measured, dict) and isinstance(measured.get("tasks"), dict) and "score" in measured
-        for measured in domains.values()
-    ):
-        raise ValueError(f"{path} lacks the scores and tasks of its domains: evaluate again")
-    return document
+def flat(block: Mapping, whole: Sequence[str] = (), prefix: str = "") -> dict:
+    """Nested settings by their dotted names.
+
+    Args:
+        block: Settings; a value may be settings again.
+        whole: Names of those that are left as they are.
+        prefix: Of the names.
+    """
+    values = {}
+    for key, value in block.items():
+        name = f"{prefix}{key or '-'}"
+        is_block = isinstance(value, Mapping) and value and name not in whole
+        values |= flat(value, whole, f"{name}.") if is_block else {name: value}
+    return values

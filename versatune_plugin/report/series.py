@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from versatune_plugin.report.summary import changes_of
+from versatune_plugin.drawing import NUM_MARKS
+from versatune_plugin.report.summary import acted
 
 MAX_POINTS = 500
 """Points drawn per line, at the most."""
@@ -44,12 +45,21 @@ def proportions_over_steps(records: Sequence[dict]) -> tuple[np.ndarray, np.ndar
 
     In a history that does not say when they acted, the steps at which they were decided.
     """
-    last, changes = records[-1], changes_of(records)
+    last, changes = records[-1], acted(records)
     if changes is None:
         steps, stacks = [record["step"] for record in records], [list(r["proportions"].values()) for r in records]
     else:
-        acted = [(draw, values) for draw, values in changes if draw == 0 or draw < last["num_drawn"]]
         drawn, at = [record["num_drawn"] for record in records], [record["step"] for record in records]
-        steps = np.interp([draw for draw, _ in acted], drawn, at).tolist()
-        stacks = [list(proportions.values()) for _, proportions in acted]
+        steps = np.interp([draw for draw, _ in changes], drawn, at).tolist()
+        stacks = [list(proportions.values()) for _, proportions in changes]
     return np.array([*steps, max(last["step"], 1)]), np.array([*stacks, stacks[-1]])
+
+
+def marks_note(number: int) -> str:
+    """What a caption says where so many marks are not all different; empty where they are."""
+    return f"The marks repeat after {NUM_MARKS} domains." if number > NUM_MARKS else ""
+
+
+def sentences(*said: str) -> str:
+    """Those that are not empty, as a caption."""
+    return " ".join(filter(None, said))

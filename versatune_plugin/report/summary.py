@@ -6,6 +6,9 @@ import numpy as np
 
 from versatune_plugin.drawing import aligned
 
+CLEAR = 2.0
+"""Standard errors beyond which a change or a difference is called one."""
+
 
 def format_update(record: dict, num_steps: int) -> str:
     """One line: step, per domain its proportion and measured loss, and what the strategy says of its decision."""
@@ -26,7 +29,8 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     """One row per domain: rows, drawn, passes, requested and realised share, share of tokens, losses and their change.
 
     With the last loss comes its standard error over draws of the held-out rows; with the change, relative to the first
-    loss, its own, which is smaller, since both losses are of the same rows. Rows and passes of streams are None.
+    loss, its own, which is smaller, since both losses are of the same rows. The first loss is the one that the change
+    refers to: where a resumed run is measured on other rows, the first on these. Rows and passes of streams are None.
     Shares are of what the run's proportions are shares of: of the rows drawn, of their tokens or target tokens;
     `examples` is the share of the rows in any case. What a history does not hold, as those of older releases, is None.
 
@@ -34,13 +38,12 @@ def summarise(records: Sequence[dict]) -> list[dict]:
         records: A history, oldest first, at least one record.
     """
     last = records[-1]
-    requested, realised = _requested(records), _share(last, last.get("unit"))
-    of_rows, of_tokens = _share(last, "examples"), _share(last, "tokens")
+    requested, realised = _requested(records), shares(last, last.get("unit"))
+    of_rows, of_tokens = shares(last, "examples"), shares(last, "tokens")
+    on_these_rows = records[[0, *measured_anew(records)][-1] :]
     rows = []
     for domain in last["proportions"]:
         num_rows, drawn = _of(last, "num_rows_by_domain", domain), _of(last, "drawn_by_domain", domain)
-        measured = [r for r in records if _of(r, "losses", domain) is not None]
-        first, newest = (measured[0], measured[-1]) if measured else ({}, {})
         rows.append(
             {
                 "domain": domain,
@@ -51,23 +54,45 @@ def summarise(records: Sequence[dict]) -> list[dict]:
                 "realised": realised[domain],
                 "examples": of_rows[domain],
                 "tokens": of_tokens[domain],
-                "first": _of(first, "losses", domain),
-                "last": _of(newest, "losses", domain),
-                "error": _of(newest, "loss_errors", domain),
-                "change": _change(measured, domain),
-                "change_error": _of(newest, "change_since_start_error", domain) if len(measured) > 1 else None,
+                "reference": _of(last, "reference_losses", domain),
+                **_losses(on_these_rows, domain),
             }
         )
     return rows
 
 
-def _change(measured: Sequence[dict], domain: str) -> float | None:
-    """Relative change of a loss; None where it was not measured twice."""
-    if len(measured) < 2:
-        return None
-    change = _of(measured[-1], "change_since_start", domain)
-    first, last = (measured[position]["losses"][domain] for position in (0, -1))
-    return last / first - 1 if change is None and first > 0 else change
+def measured_anew(records: Sequence[dict]) -> list[int]:
+    """Positions, above 0, from which on losses are of other held-out rows than before."""
+    positions, rows = [], None
+    for position, record in enumerate(records):
+        if record.get("probe") and record["probe"] != rows:
+            rows = record["probe"]
+            positions.append(position)
+    return [position for position in positions if position > 0]
+
+
+def _losses(records: Sequence[dict], domain: str) -> dict[str, float | None]:
+    """First and last loss and the change from one to the other; no change where there is one measurement alone.
+
+    The first is computed from the newest change that is recorded, so that the two always fit, also where the line of
+    the first measurement is lost.
+    """
+    measured = [record for record in records if _of(record, "losses", domain) is not None]
+    if not measured:
+        return dict.fromkeys(("first", "last", "error", "change", "change_error"))
+    newest = measured[-1]
+    first, last = measured[0]["losses"][domain], newest["losses"][domain]
+    for record in measured:
+        if (change := _of(record, "change_since_start", domain)) is not None and change > -1:
+            first = record["losses"][domain] / (1 + change)
+    has_two = len(measured) > 1 or first != last
+    return {
+        "first": first,
+        "last": last,
+        "error": _of(newest, "loss_errors", domain),
+        "change": last / first - 1 if has_two and first > 0 else None,
+        "change_error": _of(newest, "change_since_start_error", domain) if has_two else None,
+    }
 
 
 def _of(record: dict, key: str, domain: str) -> float | None:
@@ -80,7 +105,8 @@ def _amounts(record: dict, unit: str | None) -> dict[str, float | None]:
     return {domain: _of(record, key, domain) for domain in record["proportions"]}
 
 
-def _share(record: dict, unit: str | None) -> dict[str, float | None]:
+def shares(record: dict, unit: str | None) -> dict[str, float | None]:
+    """Share of each domain in what was drawn so far, in a unit; None where the history does not say."""
     amounts = _amounts(record, unit)
     total = None if None in amounts.values() else sum(amounts.values())
     return {domain: amount / total if total else None for domain, amount in amounts.items()}
@@ -89,11 +115,13 @@ def _share(record: dict, unit: str | None) -> dict[str, float | None]:
 def _requested(records: Sequence[dict]) -> dict[str, float | None]:
     """Mean proportion per domain over all that the run drew, in the unit of its proportions.
 
-    Where a unit is not the row, what was drawn between two records counts as spread evenly over their rows.
+    Where a unit is not the row, what was drawn between two records counts as spread evenly over their rows. None where
+    the first line is lost, and with it what was asked for before the second.
     """
     changes = changes_of(records)
     amounts = [list(_amounts(record, record.get("unit")).values()) for record in records]
-    if changes is None or any(None in of_record for of_record in amounts) or not sum(amounts[-1]):
+    unknown = changes is None or records[0]["num_drawn"] or any(None in of_record for of_record in amounts)
+    if unknown or not sum(amounts[-1]):
         return dict.fromkeys(records[-1]["proportions"])
     drawn, amounts = [record["num_drawn"] for record in records], [sum(of_record) for of_record in amounts]
     ends = np.interp([draw for draw, _ in changes] + [drawn[-1]], drawn, amounts)
@@ -102,6 +130,23 @@ def _requested(records: Sequence[dict]) -> dict[str, float | None]:
         for domain in requested:
             requested[domain] += length * proportions[domain]
     return {domain: total / amounts[-1] for domain, total in requested.items()}
+
+
+def acted(records: Sequence[dict]) -> list[tuple[int, dict]] | None:
+    """Those of the changes that the run came to draw by; the last of them are the proportions at its end."""
+    changes = changes_of(records)
+    return changes and [change for change in changes if change[0] == 0 or change[0] < records[-1]["num_drawn"]]
+
+
+def facts_of(records: Sequence[dict]) -> dict:
+    """The newest facts on the run as a whole: a resumed run may have other settings; empty in older histories."""
+    return next((record["run"] for record in reversed(records) if record.get("run")), {})
+
+
+def proportions_at_the_end(records: Sequence[dict]) -> dict:
+    """What the last rows were drawn by; where the history does not say, what was decided last."""
+    changes = acted(records)
+    return changes[-1][1] if changes else records[-1]["proportions"]
 
 
 def changes_of(records: Sequence[dict]) -> list[tuple[int, dict]] | None:
@@ -120,21 +165,26 @@ def changes_of(records: Sequence[dict]) -> list[tuple[int, dict]] | None:
 def format_summary(records: Sequence[dict]) -> str:
     """The summary as an aligned text table."""
     header = ("domain", "rows", "drawn", "passes", "requested", "realised", "of tokens", "first loss", "last loss")
-    table = [header] + [
+    table = [(*header, "change")] + [
         (
             row["domain"],
-            "-" if row["rows"] is None else f"{row['rows']:,}",
-            "-" if row["drawn"] is None else f"{row['drawn']:,}",
-            "-" if row["passes"] is None else f"{row['passes']:.2f}",
+            counted(row["rows"]),
+            counted(row["drawn"]),
+            shown(row["passes"], 2),
             shown(row["requested"]),
             shown(row["realised"]),
             shown(row["tokens"]),
             shown(row["first"]),
             shown(row["last"]) + ("" if row["error"] is None else f" +- {shown(row['error'])}"),
+            "-" if row["change"] is None else f"{100 * row['change']:+.1f} %{_plus_minus(row['change_error'])}",
         )
         for row in summarise(records)
     ]
     return aligned(table)
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f" +- {100 * error:.1f}"
 
 
 def percent(share: float, sign: bool = False) -> str:
@@ -142,6 +192,16 @@ def percent(share: float, sign: bool = False) -> str:
     return f"{100 * share:{'+' if sign else ''}.1f}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 
-def shown(value: float | None, digits: int = 3) -> str:
-    """A number as it stands in tables; a dash for one that is not known."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def shown(value: float | None, digits: int = 3, unknown: str = "-") -> str:
+    """A number as it stands in tables; a dash, or another word, for one that is not known."""
+    return unknown if value is None else f"{value:.{digits}f}"
+
+
+def counted(number: int | None) -> str:
+    """A whole number as it stands in tables; a dash for one that is not known."""
+    return "-" if number is None else f"{number:,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """So many of something."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

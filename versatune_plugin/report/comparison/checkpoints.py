@@ -8,8 +8,11 @@ from versatune_plugin.report.comparison.drawings import TARGET, Panel, draw_chec
 from versatune_plugin.report.comparison.gains import NO_GAINS, left_out, of_the_extremes
 from versatune_plugin.report.comparison.outcomes import Comparison, Outcome, mean
 from versatune_plugin.report.parts import Chart, Section, Table
+from versatune_plugin.report.series import marks_note
+from versatune_plugin.report.series import sentences as sentences_of
 
 _TITLE = "Gain and degradation by checkpoint"
+_TABLE = "Percentage points of the loss at the start, summed over the domains; of the target its own"
 
 
 def gain_and_degradation(comparison: Comparison) -> Section:
@@ -33,11 +36,14 @@ def gain_and_degradation(comparison: Comparison) -> Section:
             + " ".join(map(_in_words, group)),
             draw=partial(draw_checkpoints, panels=group, marks=domain_marks),
             legend=domain_marks | line,
-            caption="Upwards: falls of the loss since the start, in per cent of it, summed over the domains where it "
-            "fell; downwards: its rises over the others.",
+            caption=sentences_of(
+                "Upwards: falls of the loss since the start, each in per cent of it, summed over the domains where it "
+                "fell; downwards: its rises over the others.",
+                marks_note(len(domains)),
+            ),
         )
 
-    sentences = [_in_words(panel) for panel in sorted(panels, key=_degradation)]
+    sentences = {_in_words(panel): _degradation(panel) for panel in sorted(panels, key=_degradation)}
     return Section(
         title=_TITLE,
         text=_target_in_words(shared, drawn),
@@ -72,7 +78,10 @@ def _in_words(panel: Panel) -> str:
     step, gains = panel.checkpoints[-1]
     up, down = _sums(gains)
     target = f"; the target {panel.targets[-1]:+.1f} %" if panel.targets else ""
-    return f"{panel.name}: gains sum to {up:.1f} %, degradation to {down:.1f} % at step {step:,}{target}."
+    return (
+        f"{panel.name}: over the domains gains sum to {up:.1f} percentage points, degradation to {down:.1f}, at "
+        f"step {step:,}{target}."
+    )
 
 
 def _target_in_words(shared: Sequence[str], drawn: Sequence[Outcome]) -> str:
@@ -92,6 +101,4 @@ def _table(panels: Sequence[Panel]) -> Table:
             up, down = _sums(gains)
             target = f"{panel.targets[place]:+z.1f}" if panel.targets else "-"
             rows.append([panel.name, f"{step:,}", f"{up:.1f}", f"{down:.1f}", target])
-    return Table(
-        header=["run", "step", "gains", "degradation", "target"], rows=rows, caption="Per cent of the loss at the start"
-    )
+    return Table(header=["run", "step", "gains", "degradation", "target"], rows=rows, caption=_TABLE)

@@ -5,16 +5,18 @@ from collections.abc import Mapping, Sequence
 
 from versatune_plugin.report.comparison.outcomes import Comparison, Outcome, obstacle, obstacles
 from versatune_plugin.report.parts import Section, Table
+from versatune_plugin.report.runs import flat
+from versatune_plugin.report.summary import counted
 
 _OWN_COLUMN = {"strategy"}
-_BY_DOMAIN = {"initial_proportions", "reference_losses"}  # numbers by domain, no blocks of settings
+_BY_DOMAIN = ("initial_proportions", "reference_losses")  # numbers by domain, no blocks of settings
 
 
 def what_differs(comparison: Comparison) -> Section:
     """The section on how the runs were made."""
     outcomes = comparison.outcomes
     settings = _settings_table(outcomes)
-    strategies = list(dict.fromkeys(o.settings["strategy"] for o in outcomes if "strategy" in o.settings))
+    strategies = list(dict.fromkeys(o.settings["strategy"] for o in outcomes if o.settings.get("strategy")))
     more = f"{len(settings.rows)} other setting{' differs' if len(settings.rows) == 1 else 's differ'} between them."
     return Section(
         title="What differs",
@@ -33,11 +35,11 @@ def _runs_table(outcomes: Sequence[Outcome]) -> Table:
     rows = [
         [
             outcome.name,
-            outcome.settings.get("strategy", "-"),
+            outcome.settings.get("strategy") or "-",
             _start(outcome),
-            _count(outcome.last("step")),
-            _count(outcome.last("num_drawn")),
-            _count(sum((outcome.last("tokens_by_domain") or {}).values()) or None),
+            counted(outcome.last("step")),
+            counted(outcome.last("num_drawn")),
+            _tokens(outcome),
             "-" if outcome.probe_share is None else f"{100 * outcome.probe_share:.1f} %",
         ]
         for outcome in outcomes
@@ -63,13 +65,14 @@ def _few(texts: Mapping[str, str], number: int = 3) -> str:
     return ", ".join(shown + ([f"{len(texts) - number} more"] if len(texts) > number else []))
 
 
-def _count(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
+def _tokens(outcome: Outcome) -> str:
+    amounts = (outcome.last("tokens_by_domain") or {}).values()
+    return counted(None if None in amounts else sum(amounts) or None)
 
 
 def _settings_table(outcomes: Sequence[Outcome]) -> Table:
     """One row per setting that is not the same in all runs whose settings are known, one column per run."""
-    flat = {outcome.name: _flat(outcome.settings) for outcome in outcomes if outcome.settings}
+    flat = {outcome.name: _set(outcome.settings) for outcome in outcomes if outcome.settings}
     keys = dict.fromkeys(key for settings in flat.values() for key in settings if key not in _OWN_COLUMN)
     rows = []
     for key in keys:
@@ -81,20 +84,18 @@ def _settings_table(outcomes: Sequence[Outcome]) -> Table:
     return Table(header=header, rows=rows, words=words, caption="Settings that differ; - : not set, or not recorded")
 
 
-def _flat(settings: Mapping, prefix: str = "") -> dict:
-    """Settings by their dotted names."""
-    flat = {}
-    for key, value in settings.items():
-        name = prefix + key
-        flat |= _flat(value, name + ".") if isinstance(value, Mapping) and name not in _BY_DOMAIN else {name: value}
-    return flat
+def _set(settings: Mapping) -> dict:
+    """Settings by their dotted names, without blocks that are empty."""
+    return {name: value for name, value in flat(settings, _BY_DOMAIN).items() if value != {}}
 
 
 def _text(value) -> str:
     if value is None:
         return "-"
     if isinstance(value, Mapping):
-        return _few({domain: f"{number:.3g}" for domain, number in value.items()})
+        return _few(
+            {name: f"{number:.3g}" if isinstance(number, float) else str(number) for name, number in value.items()}
+        )
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -136,7 +137,7 @@ def _other_amount(outcome: Outcome, baseline: Outcome) -> str | None:
     amounts = [(o.last("step"), o.last("num_drawn")) for o in (outcome, baseline)]
     if amounts[0] == amounts[1]:
         return None
-    texts = [f"{_count(steps)} steps with {_count(rows)} rows" for steps, rows in amounts]
+    texts = [f"{counted(steps)} steps with {counted(rows)} rows" for steps, rows in amounts]
     return f"{outcome.name} was trained for {texts[0]}, {baseline.name} for {texts[1]}"
 
 

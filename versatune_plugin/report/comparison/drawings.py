@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from versatune_plugin.drawing import INK, PAPER, Mark, label
+from versatune_plugin.drawing import INK, PAPER, Mark, short
 from versatune_plugin.report.parts import Chart
 
 TARGET = Mark(INK, "-", "")
@@ -87,7 +87,7 @@ def draw_radar(figure, axes: Sequence[str], series: Sequence[Series], unit: str,
     _write_scale(plot, low, high, unit, angle=math.pi / len(axes))
     if zero:
         plot.plot([math.tau * part / 100 for part in range(101)], [0] * 101, color=INK, linewidth=1.2)
-    plot.set_xticks(angles, [_short(name, 16) for name in axes], fontsize=_FONT)
+    plot.set_xticks(angles, [short(name, 16) for name in axes], fontsize=_FONT)
     for text, angle in zip(plot.get_xticklabels(), angles, strict=True):
         text.set_horizontalalignment(_side(angle))
     plot.tick_params(axis="x", pad=1)
@@ -125,7 +125,7 @@ def draw_bars(figure, axes: Sequence[str], series: Sequence[Series], unit: str) 
             **one.mark.of_area,
         )
     plot.axvline(0, color=INK, linewidth=0.8)
-    plot.set_yticks(range(len(axes)), [_short(name, 16) for name in axes], fontsize=_FONT)
+    plot.set_yticks(range(len(axes)), [short(name, 16) for name in axes], fontsize=_FONT)
     plot.set_ylim(len(axes) - 0.45, -0.55)
     plot.xaxis.set_major_formatter(f"{{x:g}}{unit}")
     plot.tick_params(axis="x", labelsize=_FONT)
@@ -149,7 +149,7 @@ def draw_checkpoints(figure, panels: Sequence[Panel], marks: Mapping[str, Mark])
         _draw_panel(plot, panel, marks)
     for plot in list(grid.flat)[len(panels) :]:
         plot.set_axis_off()
-    figure.supylabel("% of the loss at the start", fontsize=_FONT)
+    figure.supylabel("percentage points, summed", fontsize=_FONT)
     figure.supxlabel("optimizer step", fontsize=_FONT)
 
 
@@ -168,7 +168,7 @@ def _draw_panel(plot, panel: Panel, marks: Mapping[str, Mark]) -> None:
         plot.plot(places, panel.targets, **TARGET.of_line, linewidth=1.4, marker="o", ms=4)
     plot.set_xticks(places, [str(step) for step, _ in panel.checkpoints], fontsize=_FONT)
     plot.tick_params(axis="y", labelsize=_FONT)
-    plot.set_title(_short(panel.name, 26), fontsize=_FONT, loc="left")
+    plot.set_title(short(panel.name, 26), fontsize=_FONT, loc="left")
     plot.grid(True, axis="y")
     plot.grid(False, axis="x")
 
@@ -182,11 +182,6 @@ def draw_shares(figure, rows: Sequence[tuple[str, Mapping[str, float]]], marks: 
         widths = [shares.get(domain, 0.0) for _, shares in rows]
         plot.barh(range(len(rows)), widths, 0.75, lefts, **mark.of_area)
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
-    plot.set_yticks(range(len(rows)), [_short(name, 22) for name, _ in rows], fontsize=_FONT)
+    plot.set_yticks(range(len(rows)), [short(name, 22) for name, _ in rows], fontsize=_FONT)
     plot.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
     plot.tick_params(axis="x", labelsize=_FONT)
-
-
-def _short(name: str, length: int) -> str:
-    """A name that fits; its end stays, as it may be all that tells it from others."""
-    return label(name if len(name) <= length else f"{name[: length // 2 - 2]}...{name[-(length // 2) :]}")

@@ -24,7 +24,7 @@ def gains_by_domain(comparison: Comparison, scores: Sequence[Scores]) -> Section
         series = [_series(name, gains[name], domains, run_marks) for name in gains]
         parts += [*_polygons("gains", "Fall of the loss", domains, series, " %", baseline), _table(gains, domains)]
         ranked = sorted(gains, key=lambda name: mean(gains[name], domains), reverse=True)
-        sentences = [_gain_in_words(name, gains[name]) for name in ranked]
+        sentences = {_gain_in_words(name, gains[name]): mean(gains[name], domains) for name in ranked}
         points += of_the_extremes(sentences, "Largest fall", "Smallest fall")
     beside = [one for one in comparable(scores, baseline) if all(map(one.direction, one.values))]
     if beside:
@@ -41,11 +41,20 @@ def marks_of_runs(comparison: Comparison) -> dict[str, Mark]:
     return dict(zip(names, marks(len(names)), strict=True))
 
 
-def of_the_extremes(sentences: Sequence[str], first: str, last: str) -> list[str]:
-    """All of a few sentences; of many the first and the last, with what they are the first and the last of."""
-    if len(sentences) <= _NAMED:
-        return list(sentences)
-    return [f"{first}, {sentences[0]}", f"{last}, {sentences[-1]}"]
+def of_the_extremes(sentences: Mapping[str, float], first: str, last: str) -> list[str]:
+    """All of a few sentences; of many the first and the last, with what they are the first and the last of.
+
+    Args:
+        sentences: One per run, with the numbers by which they are ordered.
+        first: What the first one is.
+        last: What the last one is.
+    """
+    said, numbers = list(sentences), [round(number, 1) for number in sentences.values()]
+    if len(said) <= _NAMED:
+        return said
+    if numbers[0] == numbers[-1]:
+        return [f"{first} and {last[0].lower()}{last[1:]} are the same in all {len(said)} runs; {said[0]}"]
+    return [f"{first}, {said[0]}", f"{last}, {said[-1]}"]
 
 
 def left_out(comparison: Comparison) -> list[str]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from versatune_plugin.report.comparison.outcomes import mean, mean_error
 from versatune_plugin.report.parts import Cell, Table
+from versatune_plugin.report.summary import CLEAR
 
 _MARK = "*"
 _NAMED = 3  # runs that are named one by one
-_CLEAR = 2.0  # standard errors
 _MARKED = (
     f"{_MARK} and colour: it exceeds twice the combined standard error, the root of the sum of both squared ones. "
     "These are over draws of the {measured_on}. Both runs were measured on the same, so that the error of the "
@@ -46,7 +46,7 @@ def difference(entry: Entry | None, base: Entry | None, higher_is_better: bool |
     return Difference(
         value=round(change, 3),
         is_better=(change > 0) == higher_is_better,
-        is_marked=abs(change) > _CLEAR * math.hypot(entry.error, base.error) if known else None,
+        is_marked=abs(change) > CLEAR * math.hypot(entry.error, base.error) if known else None,
     )
 
 
@@ -147,6 +147,9 @@ def _extremes(compared: Sequence[Row], baseline: str, verb: str, unit: str) -> l
     if not ranked:
         return [f"No run can be compared with {baseline} on the mean of all domains: see what differs."]
     below, above = (sum(sign * row.of_mean.value > 0 for row in ranked) for sign in (-1, 1))
+    if ranked[0].of_mean.value == ranked[-1].of_mean.value:
+        level = _apart(ranked[0].of_mean.value, unit)
+        return [f"On the mean of the domains, all {len(ranked)} runs are {level} {baseline}."]
     return [
         f"On the mean of the domains, {below} of {len(ranked)} runs are below {baseline} and {above} above.",
         f"Lowest: {_in_words(ranked[0], baseline, verb, unit)}",

@@ -4,12 +4,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from versatune_plugin.report.costs import probe_share
 from versatune_plugin.report.runs import Run
+from versatune_plugin.report.summary import measured_anew, proportions_at_the_end, shares
 
 CHECKPOINTS = (0.25, 0.5, 0.75, 1.0)
 """Shares of a run's steps at which the runs are compared."""
 
-_AMOUNTS = {"tokens": "tokens_by_domain", "target_tokens": "target_tokens_by_domain"}
+_LEAST_LOSS = 1e-9  # of which per cent are computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,10 @@ class Outcome:
     """What the first record says of the run: settings, steps and so on."""
     domains: tuple[str, ...]
     start: Mapping[str, float]
-    """Losses before the first step, by domain; this and the next two have the domains where they are known."""
+    """Losses before the first step, by domain, on the rows of `end`; none where a resumed run took others.
+
+    This and the next two have the domains where they are known.
+    """
     end: Mapping[str, float]
     """Losses of the last measurement."""
     errors: Mapping[str, float]
@@ -37,9 +42,9 @@ class Outcome:
         last = measured[-1] if measured else {}
         return cls(
             run=run,
-            facts=first.get("run") or {},
+            facts=run.facts,
             domains=tuple(first.get("proportions") or ()),
-            start=known(first.get("losses")) if first.get("step") == 0 else {},
+            start=known(first.get("losses")) if first.get("step") == 0 and not measured_anew(run.records) else {},
             end=known(last.get("losses")),
             errors=known(last.get("loss_errors")),
             end_step=last.get("step"),
@@ -83,30 +88,23 @@ class Outcome:
 
     @property
     def probe(self) -> Mapping[str, Mapping]:
-        """By domain, which rows its losses are of."""
-        return next((record["probe"] for record in self.run.records if record.get("probe")), {})
+        """By domain, which rows the losses at its end are of."""
+        return next((record["probe"] for record in reversed(self.run.records) if record.get("probe")), {})
 
     @property
     def probe_share(self) -> float | None:
         """Share of the run's time that its measurements took, in [0, 1]; None where the time is not recorded."""
-        seconds = [record.get("seconds") for record in self.run.records]
-        if not seconds or None in seconds or not sum(seconds):
-            return None
-        # a record without a measurement repeats the seconds of the one before
-        probing = sum(record.get("probe_seconds") or 0 for record in self.run.records if record.get("losses"))
-        return probing / sum(seconds)
+        return probe_share(self.run.records)
 
     @property
     def final_proportions(self) -> Mapping[str, float]:
-        """Proportions at the end."""
-        return self.last("proportions") or {}
+        """Proportions that the last rows were drawn by."""
+        return proportions_at_the_end(self.run.records) if self.run.records else {}
 
     @property
     def realised(self) -> dict[str, float]:
         """Share of each domain in what was drawn, in the unit of the proportions; empty where it is not known."""
-        amounts = self.last(_AMOUNTS.get(self.unit, "drawn_by_domain")) or {}
-        total = sum(amounts.values())
-        return {domain: amount / total for domain, amount in amounts.items()} if total else {}
+        return known(shares(self.run.records[-1], self.unit)) if self.run.records else {}
 
     def last(self, key: str):
         """A value of the last record; None where it has none."""
@@ -122,7 +120,7 @@ class Outcome:
         return {
             domain: 100 * (first - losses[domain]) / first
             for domain, first in self.start.items()
-            if first > 0 and domain in losses
+            if first > _LEAST_LOSS and domain in losses
         }
 
     def checkpoints(self) -> list[tuple[int, dict[str, float]]]:

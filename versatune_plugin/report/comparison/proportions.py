@@ -7,6 +7,7 @@ from versatune_plugin.drawing import Mark, marks
 from versatune_plugin.report.comparison.drawings import draw_shares
 from versatune_plugin.report.comparison.outcomes import Comparison, union
 from versatune_plugin.report.parts import Chart, Section, Table
+from versatune_plugin.report.series import marks_note
 
 _SAME = 5e-4  # proportions that are nearer are shown as the same
 _NAMED = 3  # domains of a run that are named in words
@@ -42,6 +43,7 @@ def _chart(name: str, title: str, by_run: Mapping[str, Mapping[str, float]], dom
         alt="Stacked horizontal bars, one per run. " + " ".join(_in_words(name, of) for name, of in by_run.items()),
         draw=partial(draw_shares, rows=list(by_run.items()), marks=domain_marks),
         legend=domain_marks,
+        caption=marks_note(len(domain_marks)),
     )
 
 

@@ -15,6 +15,7 @@ from versatune_plugin.report.comparison.matrices import (
     matrix,
 )
 from versatune_plugin.report.comparison.outcomes import Comparison, union
+from versatune_plugin.report.evaluations import stands_in
 from versatune_plugin.report.parts import Section, Table
 from versatune_plugin.report.runs import Run
 
@@ -28,6 +29,7 @@ class Scores:
     step: int | None
     domains: Mapping[str, Mapping]
     limit: float | None
+    with_template: bool
     left_out: Sequence[Mapping] = field(default_factory=tuple)
 
     @classmethod
@@ -42,6 +44,7 @@ class Scores:
             step=step,
             domains=document.get("domains") or {},
             limit=document.get("limit"),
+            with_template=bool(document.get("chat_template")),
             left_out=document.get("left_out") or (),
         )
 
@@ -59,9 +62,13 @@ class Scores:
         """The benchmarks of a domain, by name."""
         return self.domains.get(domain, {}).get("tasks") or {}
 
+    def of_mean(self, domain: str) -> Mapping[str, Mapping]:
+        """The benchmarks that a domain's score is the mean of: not those that stand in for one."""
+        return {name: task for name, task in self.tasks(domain).items() if not task.get("stand_in_for")}
+
     def direction(self, domain: str) -> bool | None:
         """Whether a higher score of a domain is better; None where that differs between its benchmarks."""
-        directions = {_higher_is_better(task) for task in self.tasks(domain).values()} or {True}
+        directions = {_higher_is_better(task) for task in self.of_mean(domain).values()} or {True}
         return directions.pop() if len(directions) == 1 else None
 
 
@@ -75,7 +82,9 @@ def obstacle(one: Scores, other: Scores, domain: str) -> str | None:
         return "has no score"
     if domain not in other.values:
         return f"has a score where {other.name} has none"
-    ours, theirs = one.tasks(domain), other.tasks(domain)
+    if one.with_template != other.with_template:
+        return f"was evaluated {'with' if one.with_template else 'without'} a chat template, unlike {other.name}"
+    ours, theirs = one.of_mean(domain), other.of_mean(domain)
     if ours.keys() != theirs.keys():
         return f"was evaluated on other benchmarks than {other.name}"
     for key, what in (("metric", "by another metric"), ("num_fewshot", "with another number of shots")):
@@ -156,8 +165,8 @@ def _entry(task: Mapping | None) -> Entry | None:
 
 def _same_task(one: Scores, other: Scores, domain: str, task: str) -> bool:
     ours, theirs = (scores.tasks(domain).get(task) for scores in (one, other))
-    keys = ("metric", "num_fewshot", "num_samples")
-    return bool(ours and theirs) and one.limit == other.limit and all(ours.get(key) == theirs.get(key) for key in keys)
+    keys, settings = ("metric", "num_fewshot", "num_samples"), ((of.limit, of.with_template) for of in (one, other))
+    return bool(ours and theirs) and len(set(settings)) == 1 and all(ours.get(key) == theirs.get(key) for key in keys)
 
 
 def _title(task: str, facts: Mapping) -> str:
@@ -168,7 +177,7 @@ def _title(task: str, facts: Mapping) -> str:
         None if shots is None else f"{shots}-shot",
         None if _higher_is_better(facts) else "lower is better",
     ]
-    return f"{facts.get('title') or task} ({', '.join(filter(None, how))})"
+    return f"{facts.get('title') or task} ({', '.join(filter(None, how))}){stands_in(facts)}"
 
 
 def _warnings(
