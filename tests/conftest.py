@@ -1,5 +1,6 @@
 """Shared by all tests: no network, no telemetry, one thread, and one tiny workspace."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+logging.getLogger("versatune_plugin")  # made before Axolotl is imported, whose class of loggers hides lines from caplog
 
 hypothesis.settings.register_profile("ci", deadline=None)
 hypothesis.settings.load_profile("ci")

@@ -208,7 +208,7 @@ def test_a_budget_is_a_share_of_the_run(budget):
 
 
 def test_an_update_interval_longer_than_the_run_is_an_error_that_says_what_would_fit():
-    with pytest.raises(ValueError, match="is 50 optimizer steps but the run has only 49; give at most 49"):
+    with pytest.raises(ValueError, match="is 50 optimizer steps, the default, but the run has only 49; give"):
         make_config().interval_in_steps(49)
 
 

@@ -80,6 +80,10 @@ BAD = [
     BLOCK | {"detection": {"num_samples": 0}},
     BLOCK | {"detection": {"judge": {"api_key": "sk"}}},
     BLOCK | {"detection": {"generator": {}}},
+    BLOCK | {"detection": {"start_token": True}},
+    BLOCK | {"detection": {"judge": {"endpoint": "http://localhost"}}},
+    BLOCK | {"expansion": {"domain": ["law", "law"]}},
+    BLOCK | {"expansion": TARGET | {"hold": 0.1}},
     BLOCK | {"reference": {"epochs": 4}},
 ]
 

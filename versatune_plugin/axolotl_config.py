@@ -70,6 +70,11 @@ def fill_in(cfg: dict) -> None:
     ]
     problems += _packing_problems(cfg)
     problems += [
+        f"{key}: must be above 0, got {cfg[key]!r}"
+        for key in ("micro_batch_size", "gradient_accumulation_steps", "num_epochs")
+        if isinstance(cfg.get(key), int | float) and cfg[key] <= 0
+    ]
+    problems += [
         f"{key}: above 1 several processes work on the same rows, and versatune needs rows of its own on each"
         for key in ("context_parallel_size", "tensor_parallel_size")
         if (cfg.get(key) or 1) > 1
@@ -78,13 +83,15 @@ def fill_in(cfg: dict) -> None:
     entries = {key: _entries(cfg, key, problems) for key in ("datasets", "test_datasets")}
     train, problems_train = _domains_of(entries["datasets"], "datasets", block, "dataset_domains")
     test, problems_test = _domains_of(entries["test_datasets"], "test_datasets", block, "test_dataset_domains")
-    problems += problems_train + problems_test + _path_problems(entries, paths)
+    problems += problems_train + problems_test
+    if train:  # else every name would be unknown
+        problems += _path_problems(entries, paths)
     named = tuple(_domain_order(train, block))
     if _measures(block):
-        problems += _heldout_problems(cfg, named, test, complete=not problems_train + problems_test)
-    if BY_COLUMN not in train and not problems_train:
+        problems += _heldout_problems(cfg, named, test, complete=bool(train) and not problems_train + problems_test)
+    if train and BY_COLUMN not in train and not problems_train:
         problems += domain_problems(block, named)
-    if isinstance(cfg.get("max_steps"), int) and cfg["max_steps"] > 0:
+    if isinstance(cfg["versatune"], Mapping) and isinstance(cfg.get("max_steps"), int) and cfg["max_steps"] > 0:
         problems += interval_problems(block, cfg["max_steps"])
     if problems:
         raise ValueError(f"versatune: {len(problems)} mistake(s) in the YAML:\n  " + "\n  ".join(problems))

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
@@ -28,7 +28,7 @@ _NOT_COUNTED = 10**15
 
 
 def load_domains(
-    cfg: DictDefault, config: VersaTuneConfig
+    cfg: DictDefault, config: VersaTuneConfig, load: Callable = load_datasets
 ) -> tuple[dict[str, Dataset] | dict[str, IterableDataset], dict[str, Dataset]]:
     """Training rows, under `streaming` streams, and held-out rows per domain, in domain order.
 
@@ -36,6 +36,11 @@ def load_domains(
     datasets. Its prepared rows lie in a folder named after the content of its local files, since Axolotl's own
     cache key ignores the content and would silently use old rows after an edit. In a reference run, only the domain
     it is about is loaded.
+
+    Args:
+        cfg: Axolotl's validated config.
+        config: The block.
+        load: Axolotl's loader, or one around it.
 
     Raises:
         ValueError: Domains cannot be loaded; the message names each of them.
@@ -55,13 +60,14 @@ def load_domains(
         sub.sample_packing_eff_est = 1.0
         try:
             if cfg.streaming:
-                train[domain], heldout_rows = _stream_and_heldout(cfg, sub, domain)
+                train[domain], heldout_rows = _stream_and_heldout(cfg, sub, domain, load)
             else:
                 sub.dataset_prepared_path = str(_prepared_path(cfg, domain, sub.datasets, sub.test_datasets))
-                meta = load_datasets(cfg=sub)
+                meta = load(cfg=sub)
                 train[domain], heldout_rows = meta.train_dataset, meta.eval_dataset
         except (ValueError, OSError) as error:
-            problems.append(f"the datasets of domain {domain!r} cannot be loaded: {error}")
+            paths = ", ".join(str(entry.path) for entry in [*train_entries[domain], *test_entries.get(domain, [])])
+            problems.append(f"the datasets of domain {domain!r} ({paths}) cannot be loaded: {error}")
             continue
         if heldout_rows is not None:
             heldout[domain] = heldout_rows
@@ -73,7 +79,9 @@ def load_domains(
     return train, heldout
 
 
-def _stream_and_heldout(cfg: DictDefault, sub: DictDefault, domain: str) -> tuple[IterableDataset, Dataset | None]:
+def _stream_and_heldout(
+    cfg: DictDefault, sub: DictDefault, domain: str, load: Callable
+) -> tuple[IterableDataset, Dataset | None]:
     """The stream of a domain and its held-out rows, which Axolotl leaves out where it streams.
 
     They are loaded as the training rows of a config that does not stream. Prepared rows, which Axolotl would take for
@@ -81,13 +89,13 @@ def _stream_and_heldout(cfg: DictDefault, sub: DictDefault, domain: str) -> tupl
     """
     test_entries, sub.test_datasets = sub.test_datasets, None
     sub.dataset_prepared_path = str(_base_path(cfg) / "streams")
-    stream = load_datasets(cfg=sub).train_dataset
+    stream = load(cfg=sub).train_dataset
     if not test_entries:
         return stream, None
     sub.streaming, sub.shuffle_merged_datasets = False, False
     sub.datasets = [DictDefault({**entry, "split": entry.split or "test"}) for entry in test_entries]
     sub.dataset_prepared_path = str(_prepared_path(cfg, domain, [], test_entries))
-    return stream, load_datasets(cfg=sub).train_dataset
+    return stream, load(cfg=sub).train_dataset
 
 
 def _entries_by_domain(cfg, entries: Sequence, domains: Sequence[str] | None, config) -> dict[str, list]:

@@ -20,22 +20,46 @@ logger = logging.getLogger("axolotl.versatune")
 
 
 def missing_files(config: VersaTuneConfig) -> dict[str, Path]:
-    """Files that the block needs and that are not there, by the command that makes them.
-
-    Raises:
-        RuntimeError: The block does not say how one is to be made.
-    """
-    missing = {
+    """Files that the block needs and that are not there, by the command that makes them."""
+    return {
         action: file
         for action, file in (("detect", config.detection_file), ("references", config.references_file))
         if file is not None and not file.exists()
     }
+
+
+def models_of_missing(config: VersaTuneConfig, missing: Mapping[str, Path]) -> dict[str, str]:
+    """Models besides the base model that are loaded to make missing files, by the key that names them."""
+    judge = config.detection.judge if config.detection else None
+    models = {
+        "reference.model": config.reference.model if config.reference and "references" in missing else None,
+        "detection.judge.model": judge.model if judge and not judge.endpoint and "detect" in missing else None,
+    }
+    return {key: model for key, model in models.items() if model}
+
+
+def missing_problems(config: VersaTuneConfig, missing: Mapping[str, Path]) -> list[str]:
+    """Why missing files cannot be made; of a model's name on a hub, nothing is told."""
+    problems = []
     if "references" in missing and config.reference is None:
-        raise RuntimeError(
+        problems.append(
             f"versatune.reference_losses: {missing['references']} does not exist; give the numbers, the right path, or "
             "`reference: {model: ...}` to make it with"
         )
-    return missing
+    return problems + [
+        f"versatune.{key}: there is no folder {model}"
+        for key, model in models_of_missing(config, missing).items()
+        if (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).exists()
+    ]
+
+
+def commands_that_make(missing: Mapping[str, Path], path: Path | str, num_processes: int) -> str:
+    """What a user types to make missing files before a training by several processes.
+
+    The references are trained by as many processes: how they are launched belongs to what they are.
+    """
+    launched = {"references": f" --launcher torchrun -- --nproc_per_node {num_processes}"}
+    return " && ".join(f"axolotl versatune-{action} {path}{launched.get(action, '')}" for action in missing)
 
 
 def make_what_is_missing(config: VersaTuneConfig, raw: Mapping) -> None:
@@ -49,13 +73,13 @@ def make_what_is_missing(config: VersaTuneConfig, raw: Mapping) -> None:
         RuntimeError: It cannot be made here; the message gives the command.
     """
     missing = missing_files(config)
+    if problems := missing_problems(config, missing):
+        raise RuntimeError("; ".join(problems))
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if missing and num_processes > 1:
-        commands = [f"axolotl versatune-{action} {_config_in_arguments()}" for action in missing]
-        if "references" in missing:
-            commands[-1] += f" --launcher torchrun -- --nproc_per_node {num_processes}"
+        commands = commands_that_make(missing, _config_in_arguments(), num_processes)
         files = " and ".join(map(str, missing.values()))
-        raise RuntimeError(f"versatune needs {files}; make it first, as one process: {' && '.join(commands)}")
+        raise RuntimeError(f"versatune needs {files}; make it first, as one process: {commands}")
     for action, file in missing.items():
         _make(action, file, raw)
 

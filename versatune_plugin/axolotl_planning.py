@@ -1,4 +1,4 @@
-"""`versatune check`: every mistake in an Axolotl YAML that can be found without a model, or the plan of its run.
+"""`versatune check`: the mistakes in an Axolotl YAML and its data that show without a model, or the plan of its run.
 
 The YAML goes through Axolotl's own validation and loaders, as `axolotl preprocess` does it, so that the prepared rows
 are there for the training that follows. Nothing is measured, and nothing is written into `output_dir`.
@@ -19,13 +19,17 @@ import yaml
 from pydantic import ValidationError
 
 from versatune_plugin import axolotl_config, references
+from versatune_plugin import axolotl_measurements as measurements
 from versatune_plugin.blocks import readable
 from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.domains import nearest
 from versatune_plugin.planning import Plan, detection_work, format_plan
+from versatune_plugin.probe_plan import ProbePlan
 from versatune_plugin.sections import DetectionConfig
 
 _MENDABLE = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError)
+_PLUGIN = "versatune_plugin.VersaTunePlugin"
+_KEYS_OF_FILES = {"strategy", "initial_proportions", "detection", "reference_losses", "reference"}
 _DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
 _UNTOLD = "whether the model loads and fits into memory, and what the trainer says of its arguments"
 _UNTOLD_WITHOUT_GPU = "whether a GPU can do what is asked of it: this machine has none"
@@ -69,12 +73,24 @@ def plan_of(path: Path, raw: Mapping, num_processes: int | None = None) -> Plan:
     return plan
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML readers take the last."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in names[:number] and key.value != "<<":
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+        return node
+
+
 def _read(path: Path) -> dict:
     """The YAML as it is written."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} must hold keys, as an Axolotl YAML does")
     if "versatune" not in raw:
@@ -92,12 +108,16 @@ def _check_block(path: Path, block) -> str:
     problems = axolotl_config.internal_key_problems(block)
     try:
         config = VersaTuneConfig.model_validate({} if block is None else block)
+        missing = measurements.missing_files(config)
+        problems += measurements.missing_problems(config, missing)
     except ValidationError as error:
         problems += readable(error)
     _refuse(path, problems)
     lines = [f"{path}: no mistakes found in its `versatune:` block (strategy {config.strategy})."]
     if config.unused:
         lines.append(f"unused under this strategy: {', '.join(config.unused)}")
+    if missing:
+        lines.append(f"not there yet, and made first: {', '.join(map(str, missing.values()))}")
     return "\n".join([*lines, "Domains, rows and steps are in the script that uses it, which checks the rest."])
 
 
@@ -166,12 +186,14 @@ def _try(problems: list[str], step: Callable, otherwise=None):
 def _validated(path: Path, raw: Mapping, scratch: Path, num_processes: int, problems: list[str]):
     """The config as `axolotl train` has it after its validation; with mistakes in our part, those of the rest, too."""
     problems += axolotl_config.internal_key_problems(raw["versatune"])
+    filled = deepcopy(dict(raw))
     try:
-        axolotl_config.fill_in(deepcopy(dict(raw)))
+        axolotl_config.fill_in(filled)
     except ValueError as error:
         problems += [line.strip() for line in str(error).split("\n")[1:]]
-    problems += _missing_data(raw)
+    problems += _data_problems(raw) + _plugin_problems(raw)
     if problems:
+        problems += _block_file_problems(raw["versatune"])
         path = scratch / "config.yml"
         path.write_text(yaml.safe_dump(_without_us(raw)), encoding="utf-8")
     try:
@@ -180,32 +202,71 @@ def _validated(path: Path, raw: Mapping, scratch: Path, num_processes: int, prob
         for mistake in error.errors(include_url=False, include_context=False, include_input=False):
             where = ".".join(map(str, mistake["loc"]))
             problems.append(f"{where}: {mistake['msg']}" if where else mistake["msg"].removeprefix("Value error, "))
-    except _MENDABLE as error:
-        problems.append(f"Axolotl: {error}")
+    except Exception as error:  # Axolotl's; ours has run above
+        if isinstance(error, _MENDABLE) or not problems:  # what was not foreseen may follow from what was found
+            problems.append(f"Axolotl: {_in_words(error)}")
 
 
-def _missing_data(raw: Mapping) -> list[str]:
-    """Entries of datasets that are files by their names, and are not there."""
-    entries = [
-        (f"{key}[{number}]", entry)
-        for key in ("datasets", "test_datasets")
-        for number, entry in enumerate(raw[key] if isinstance(raw.get(key), list) else ())
-        if isinstance(entry, Mapping) and isinstance(entry.get("path"), str)
-    ]
-    return [
-        f"{where} (domain {entry.get('domain')!r}): there is no file {entry['path']}"
-        for where, entry in entries
-        if Path(entry["path"]).suffix in _DATA_FILES and "://" not in entry["path"] and not Path(entry["path"]).exists()
-    ]
+def _in_words(error: Exception) -> str:
+    """An error's text; where that alone would not say what is wrong, its type, too."""
+    return str(error) if isinstance(error, _MENDABLE) and str(error) else f"{type(error).__name__}: {error}"
+
+
+def _data_problems(raw: Mapping) -> list[str]:
+    """Entries of datasets that are files by their names, and are not there or empty."""
+    problems = []
+    for key in ("datasets", "test_datasets"):
+        for number, entry in enumerate(raw[key] if isinstance(raw.get(key), list) else ()):
+            given = entry.get("path") if isinstance(entry, Mapping) else None
+            if not isinstance(given, str) or Path(given).suffix not in _DATA_FILES or "://" in given:
+                continue
+            where, file = f"{key}[{number}] (domain {entry.get('domain')!r})", Path(given)
+            if not file.exists():
+                problems.append(f"{where}: there is no file {file}")
+            elif file.is_file() and file.stat().st_size == 0:
+                problems.append(f"{where}: the file {file} is empty")
+    return problems
+
+
+def _plugin_problems(raw: Mapping) -> list[str]:
+    """Plugins that cannot be loaded, without which Axolotl would go on; and whether ours is among those that can."""
+    from axolotl.integrations.base import PluginManager, load_plugin
+
+    from versatune_plugin.plugin import VersaTunePlugin
+
+    names, problems = raw.get("plugins") or [], []
+    if not isinstance(names, list):
+        return [f"plugins: must be a list, such as [{_PLUGIN}], got {names!r}"]
+    loaded = list(PluginManager.get_instance().plugins.values())  # newer versions load by entry point
+    for name in names:
+        try:
+            loaded.append(load_plugin(name))
+        except Exception as error:
+            problems.append(f"plugins: {name} cannot be loaded: {_in_words(error)}")
+    if not any(isinstance(plugin, VersaTunePlugin) for plugin in loaded):
+        problems.append(f"versatune: without our plugin Axolotl ignores this block: add {_PLUGIN} under `plugins:`")
+    return problems
+
+
+def _block_file_problems(block) -> list[str]:
+    """Files and models that a block names and that are not there, as far as its other mistakes let it tell."""
+    try:
+        config = VersaTuneConfig.model_validate(block or {})
+    except ValidationError as error:
+        wrong = {mistake["loc"][0] for mistake in error.errors() if mistake["loc"]}
+        if not wrong or wrong & _KEYS_OF_FILES:
+            return []
+        return _block_file_problems({key: value for key, value in block.items() if key not in wrong})
+    return measurements.missing_problems(config, measurements.missing_files(config))
 
 
 def _without_us(raw: Mapping) -> dict:
-    """A YAML whose mistakes are Axolotl's to find."""
-    rest = {key: value for key, value in raw.items() if key != "versatune"}
-    for key in ("datasets", "test_datasets"):
-        if isinstance(rest.get(key), list):
-            entries = (entry for entry in rest[key] if isinstance(entry, Mapping))
-            rest[key] = [{name: value for name, value in entry.items() if name != "domain"} for entry in entries]
+    """A YAML whose mistakes are Axolotl's to find; it has no plugins, and a dataset where there is none."""
+    rest = {key: value for key, value in raw.items() if key not in ("versatune", "plugins")}
+    for key, otherwise in (("datasets", [{"path": "none"}]), ("test_datasets", None)):
+        entries = rest[key] if isinstance(rest.get(key), list) else []
+        entries = [entry for entry in entries if isinstance(entry, Mapping)]
+        rest[key] = [{k: v for k, v in entry.items() if k != "domain"} for entry in entries] or otherwise
     return rest
 
 
@@ -235,80 +296,89 @@ def _has_gpu() -> bool:
 
 def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     """The plan of a validated config; None where mistakes were found."""
-    from versatune_plugin import axolotl_measurements as measurements
     from versatune_plugin.axolotl_data import load_domains
+    from versatune_plugin.callback import LookAhead
     from versatune_plugin.plugin import block_of, host_problems
-    from versatune_plugin.trainer_checks import check_domains_fit
+    from versatune_plugin.trainer_checks import are_streams, check_domains_fit, num_rows
 
-    config = block_of(cfg)
-    problems += [f"versatune: {problem}" for problem in host_problems(cfg, config)]
-    missing = _try(problems, lambda: measurements.missing_files(config), {})
-    rows = _try(problems, lambda: load_domains(cfg, config))
+    given = block_of(cfg)
+    missing = measurements.missing_files(given)
+    problems += [f"versatune: {problem}" for problem in host_problems(cfg, given)]
+    problems += measurements.missing_problems(given, missing)
+    rows = _try(problems, lambda: load_domains(cfg, given, _load_readably))
     if rows is None:
         return None
     train, heldout = rows
-    _try(problems, lambda: check_domains_fit(config, train, heldout))
-    known = config
-    if "detect" not in missing:
-        known = _try(problems, lambda: measurements.with_start(config, cfg, raw, tuple(train)), config)
-    if "references" not in missing:
-        known = _try(problems, lambda: measurements.with_references(known, cfg, train, heldout), known)
-    if not problems:
-        known = _try(problems, lambda: _with_stand_ins(known, cfg, missing, train, heldout))
+    _try(problems, lambda: check_domains_fit(given, train, heldout))
+    config = _with_numbers(given, cfg, raw, missing, rows, problems)
+    counts = None if problems else _counts(config, cfg, train, problems)
     if problems:
         return None
-    remarks = _measurement_remarks(path, config, cfg, missing, train) | _setting_remarks(raw, cfg, config)
-    return _plan_of_rows(config, known, cfg, missing, train, heldout, remarks, problems)
+    probe, remarks = _try(problems, lambda: _probe(config, cfg, rows, counts), (None, {}))
+    remarks |= _measurement_remarks(path, given, cfg, missing, train) | _setting_remarks(raw, cfg, given, missing)
+    loader = SimpleNamespace(
+        dataloader_num_workers=cfg.dataloader_num_workers or 0,
+        dataloader_prefetch_factor=cfg.dataloader_prefetch_factor,
+        gradient_accumulation_steps=cfg.gradient_accumulation_steps,
+    )
+    return Plan(
+        config=config,
+        domains=tuple(train),
+        num_rows=None if are_streams(train) else list(num_rows(train).values()),
+        num_heldout=[len(heldout.get(domain, ())) for domain in train],
+        start_from=_start_in_words(given, "detect" in missing),
+        packed=bool(cfg.sample_packing),
+        num_processes=cfg.world_size,
+        look_ahead=LookAhead.of(loader).num_steps,
+        probe=probe,
+        remarks={heading: lines for heading, lines in remarks.items() if lines},
+        **counts,
+    )
 
 
-def _with_stand_ins(config: VersaTuneConfig, cfg, missing: Mapping, train: Mapping, heldout: Mapping):
-    """The block with what is still to be measured: a uniform start, and the probe that reference runs will choose."""
+def _load_readably(cfg):
+    """Axolotl's loading of rows, where whatever goes wrong is a mistake of the YAML or the data."""
+    from axolotl.common.datasets import load_datasets
+
+    try:
+        return load_datasets(cfg=cfg)
+    except _MENDABLE as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:
+        raise ValueError(f"{_in_words(error)} (do the rows have what the dataset's `type:` asks for?)") from error
+
+
+def _with_numbers(
+    config: VersaTuneConfig, cfg, raw: Mapping, missing: Mapping, rows: tuple[Mapping, Mapping], problems: list[str]
+) -> VersaTuneConfig:
+    """The block with the numbers of its files; in place of what is still to be measured, a uniform start, and the
+    number of held-out rows that reference runs will choose."""
     from axolotl.utils.dict import DictDefault
 
     from versatune_plugin.axolotl_references import num_probe_rows
 
+    train, heldout = rows
     if "detect" in missing:
         config = config.with_measurements(start=dict.fromkeys(train, 1 / len(train)))
-    if "references" in missing:
-        num_rows = num_probe_rows(DictDefault({**cfg, "world_size": 1}), config, train, heldout)
-        config = config.with_measurements(probe=config.probe.model_dump() | {"rows_per_domain": num_rows})
-    return config
+    else:
+        config = _try(problems, lambda: measurements.with_start(config, cfg, raw, tuple(train)), config)
+    if "references" not in missing:
+        return _try(problems, lambda: measurements.with_references(config, cfg, train, heldout), config)
+    if problems:
+        return config
+    number = _try(problems, lambda: num_probe_rows(DictDefault({**cfg, "world_size": 1}), config, train, heldout))
+    return config.with_measurements(probe=config.probe.model_dump() | {"rows_per_domain": number})
 
 
-def _plan_of_rows(
-    given: VersaTuneConfig,
-    config: VersaTuneConfig,
-    cfg,
-    missing: Mapping,
-    train: Mapping,
-    heldout: Mapping,
-    remarks: dict[str, list[str]],
-    problems: list[str],
-) -> Plan | None:
-    """The plan, counted as the trainer counts.
-
-    Args:
-        given: The block as it is in the YAML.
-        config: The block with the numbers of its files.
-        cfg: Axolotl's config.
-        missing: Files that will be made first.
-        train: Training rows per domain, or streams.
-        heldout: Held-out rows per domain.
-        remarks: What is known already.
-        problems: Takes mistakes.
-    """
+def _counts(config: VersaTuneConfig, cfg, train: Mapping, problems: list[str]) -> dict | None:
+    """The numbers of a `Plan` that follow from its rows, counted as the trainer counts; None where mistakes are."""
     from versatune_plugin import data
-    from versatune_plugin.axolotl_references import probe_circumstances
-    from versatune_plugin.callback import LookAhead
-    from versatune_plugin.probe_plan import plan_probes, probe_rows, rows_drawn
-    from versatune_plugin.streams import first_rows
-    from versatune_plugin.trainer_checks import are_streams, num_rows, start_of, update_interval
+    from versatune_plugin.probe_plan import rows_drawn
+    from versatune_plugin.trainer_checks import num_rows, start_of, update_interval
 
-    numbers = num_rows(train)
-    rows = first_rows(train) if are_streams(train) else train
-    sizes = numbers
+    numbers = sizes = num_rows(train)
     if config.unit != "examples":
-        sizes = {domain: int(data.costs(of_domain, config.unit).sum()) for domain, of_domain in rows.items()}
+        sizes = {domain: int(data.costs(rows, config.unit).sum()) for domain, rows in _first_rows(train).items()}
     size = _try(problems, lambda: _size(cfg, config, train, sum(numbers.values())))
     if size is None:
         return None
@@ -318,39 +388,45 @@ def _plan_of_rows(
     start = _try(problems, lambda: start_of(config, sizes, num_steps, block_size))
     if problems:
         return None
-    drawn = rows_drawn(start, num_steps * block_size, [sizes[domain] / numbers[domain] for domain in train])
-    probe = None
-    if config.measures_probes:
-        run, around = {"num_steps": num_steps, "interval": interval}, probe_circumstances(cfg)
-        probe = plan_probes(config, rows, heldout, drawn, **run, **around)
-        _try(problems, lambda: probe_rows(config, {d: heldout[d] for d in train}, probe.num_rows, cfg.seed))
-        if around["device_type"] == "cpu":
-            on_gpu = plan_probes(config, rows, heldout, drawn, **run, **around | {"device_type": "cuda"})
-            remarks = {"on a GPU": [f"{on_gpu}, in batches of {on_gpu.batch_size}"]} | remarks
-    loader = SimpleNamespace(
-        dataloader_num_workers=cfg.dataloader_num_workers or 0,
-        dataloader_prefetch_factor=cfg.dataloader_prefetch_factor,
-        gradient_accumulation_steps=cfg.gradient_accumulation_steps,
-    )
-    return Plan(
-        config=config,
-        domains=tuple(train),
-        num_rows=None if are_streams(train) else list(numbers.values()),
-        num_heldout=[len(heldout.get(domain, ())) for domain in train],
-        asked=config.asked_vector(sizes),
-        start=start,
-        start_from=_start_in_words(given, "detect" in missing),
-        rows_drawn=drawn,
-        num_steps=num_steps,
-        steps_per_epoch=steps_per_epoch,
-        rows_per_step=block_size,
-        packed=bool(cfg.sample_packing),
-        num_processes=cfg.world_size,
-        interval=interval,
-        look_ahead=LookAhead.of(loader).num_steps,
-        probe=probe,
-        remarks={heading: lines for heading, lines in remarks.items() if lines},
-    )
+    return {
+        "asked": config.asked_vector(sizes),
+        "start": start,
+        "rows_drawn": rows_drawn(start, num_steps * block_size, [sizes[domain] / numbers[domain] for domain in train]),
+        "num_steps": num_steps,
+        "steps_per_epoch": steps_per_epoch,
+        "rows_per_step": block_size,
+        "interval": interval,
+    }
+
+
+def _first_rows(train: Mapping) -> Mapping:
+    from versatune_plugin.streams import first_rows
+    from versatune_plugin.trainer_checks import are_streams
+
+    return first_rows(train) if are_streams(train) else train
+
+
+def _probe(
+    config: VersaTuneConfig, cfg, rows: tuple[Mapping, Mapping], counts: Mapping
+) -> tuple[ProbePlan | None, dict[str, list[str]]]:
+    """The run's probes, and what they would be on another device.
+
+    Raises:
+        ValueError: Held-out rows have nothing to measure.
+    """
+    from versatune_plugin.axolotl_references import probe_circumstances
+    from versatune_plugin.probe_plan import plan_probes, probe_rows
+
+    if not config.measures_probes:
+        return None, {}
+    train, heldout = rows
+    run = {key: counts[key] for key in ("rows_drawn", "num_steps", "interval")} | probe_circumstances(cfg)
+    probe = plan_probes(config, _first_rows(train), heldout, **run)
+    probe_rows(config, {domain: heldout[domain] for domain in train}, probe.num_rows, cfg.seed)
+    if run["device_type"] != "cpu":
+        return probe, {}
+    on_gpu = plan_probes(config, _first_rows(train), heldout, **run | {"device_type": "cuda"})
+    return probe, {"on a GPU": [f"{on_gpu}, in batches of {on_gpu.batch_size}"]}
 
 
 def _size(cfg, config: VersaTuneConfig, train: Mapping, total: int) -> tuple[int, int]:
@@ -386,7 +462,7 @@ def _measurement_remarks(path: Path, config: VersaTuneConfig, cfg, missing: Mapp
     if "references" in missing:
         lines += _reference_work(config, cfg, {domain: len(rows) for domain, rows in train.items()})
     if missing and cfg.world_size > 1:
-        commands = " && ".join(f"axolotl versatune-{action} {path}" for action in missing)
+        commands = measurements.commands_that_make(missing, path, cfg.world_size)
         lines.append(f"by you, as one process, since several are to train: {commands}")
     return {"made first": lines, "found": found}
 
@@ -395,7 +471,7 @@ def _reference_work(config: VersaTuneConfig, cfg, num_rows: Mapping[str, int]) -
     """What the reference runs that are missing will do."""
     reference, file = config.reference, config.references_file
     finished = [domain for domain in num_rows if references.is_finished(file, domain)]
-    per_step = cfg.micro_batch_size * cfg.gradient_accumulation_steps
+    per_step = axolotl_config.rows_per_step(cfg)  # as many processes train them
     steps = {
         domain: reference.epochs * math.ceil((reference.samples_per_epoch or number) / per_step)
         for domain, number in num_rows.items()
@@ -411,17 +487,28 @@ def _reference_work(config: VersaTuneConfig, cfg, num_rows: Mapping[str, int]) -
     return lines
 
 
-def _setting_remarks(raw: Mapping, cfg, config: VersaTuneConfig) -> dict[str, list[str]]:
+def _setting_remarks(raw: Mapping, cfg, config: VersaTuneConfig, missing: Mapping) -> dict[str, list[str]]:
     """What we set, what does nothing, and what cannot be told."""
-    from axolotl.utils.schemas.config import AxolotlInputConfig
-
     settings, reason = axolotl_config.loader_settings(raw)
     ours = [f"{', '.join(f'{key} {value}' for key, value in settings.items())}: {reason}"] if settings else []
+    models = measurements.models_of_missing(config, missing).values()
+    hub = [f"whether a hub has {model!r}" for model in models if not Path(model).exists()]
+    without_gpu = [] if _has_gpu() else [_UNTOLD_WITHOUT_GPU]
+    return {"set by us": ours, "unused": _unused(raw, cfg, config), "not told": [_UNTOLD, *hub, *without_gpu]}
+
+
+def _unused(raw: Mapping, cfg, config: VersaTuneConfig) -> list[str]:
+    """Keys that do nothing in this run."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    known = AxolotlInputConfig.model_fields
     unused = [f"versatune.{key}, under this strategy" for key in config.unused]
-    dropped = [key for key in raw if key not in cfg and key not in AxolotlInputConfig.model_fields]
-    unknown = [f"{key}: Axolotl does not know it{nearest(key, AxolotlInputConfig.model_fields)}" for key in dropped]
-    return {
-        "set by us": ours,
-        "unused": [*unused, *axolotl_config.unused_in_packing(raw), *unknown],
-        "not told": [_UNTOLD, *([] if _has_gpu() else [_UNTOLD_WITHOUT_GPU])],
-    }
+    named = [*(config.dataset_domains or []), *(config.test_dataset_domains or [])]
+    if config.domain_column and axolotl_config.BY_COLUMN not in named:
+        unused.append("versatune.domain_column: every dataset has its domain in the YAML")
+    unknown = [key for key in raw if key not in cfg and key not in known]
+    return [
+        *unused,
+        *axolotl_config.unused_in_packing(raw),
+        *(f"{key}: Axolotl does not know it{nearest(str(key), known)}" for key in unknown),
+    ]

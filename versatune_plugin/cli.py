@@ -165,6 +165,7 @@ def check(config: Path, processes: int | None) -> None:
     with _readable_errors():
         from versatune_plugin.axolotl_planning import check as check_yaml
 
+        _show_only_our_progress()
         click.echo(check_yaml(config, processes))
 
 
@@ -187,7 +188,7 @@ def schema(output: Path | None, block: bool) -> None:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option(
     "--domains", multiple=True, metavar="NAME", help="A domain, or all; repeatable.  [default: FILE's, else all]"
 )
@@ -197,7 +198,9 @@ def schema(output: Path | None, block: bool) -> None:
     metavar="FILE",
     help="A YAML with benchmarks of your own.",
 )
+@click.option("--list", "only_list", is_flag=True, help="Show what there is to evaluate, and do nothing.")
 @click.option("--nearest", is_flag=True, help="Where the harness lacks a benchmark, run what comes nearest to it too.")
+@click.option("--chat-template", is_flag=True, help="Put prompts into the model's chat template.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows of each task: a trial.")
 @click.option("--batch-size", default="8", show_default=True, metavar="N|auto", help="Rows per forward pass.")
 @click.option("--device", help="Such as cuda:0.  [default: the accelerator if there is one, else the CPU]")
@@ -210,13 +213,14 @@ def schema(output: Path | None, block: bool) -> None:
 )
 @click.option("--run-model-code", is_flag=True, help="Execute code that the model writes (HumanEval, MBPP).")
 @click.option("--trust-remote-code", is_flag=True, help="Run model code that comes with the weights.")
-@click.option("--refresh", is_flag=True, help="Run again what has a result.")
+@click.option("--refresh", is_flag=True, help="Run again what has a result, which stays until there is a new one.")
 def evaluate(
-    model: str,
+    model: str | None,
     domains: tuple[str, ...],
     tasks: Path | None,
     output: Path | None,
     base: str | None,
+    only_list: bool,
     **options,
 ) -> None:
     """Run the benchmarks of domains on MODEL with lm-evaluation-harness.
@@ -224,16 +228,22 @@ def evaluate(
     MODEL is the folder of a model or an adapter (a run's OUTPUT_DIR, a checkpoint), or a model's name on a hub. Results
     are written after each benchmark; a run that was cut off goes on with what is missing.
     """
-    from versatune_plugin.evaluation import run
+    from versatune_plugin.evaluation import run, tables
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise click.UsageError("evaluation runs as one process: start it without a launcher")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise click.UsageError("evaluation runs as one process: start it without a launcher (WORLD_SIZE unset or 1)")
+    if only_list:
+        with _readable_errors():
+            click.echo(run.list_benchmarks(domains, tasks))
+        return
+    if model is None:
+        raise click.UsageError("which MODEL? (--list needs none)")
     with _readable_errors():
         _show_only_our_progress()
         file, document, failed = run.evaluate(
             model, domains, tasks_file=tasks, output=output, base=base, options=run.Options(**options), say=click.echo
         )
-    click.echo(f"{file}: {document['model']['name']}\n{run.format_evaluation(document)}")
+    click.echo(f"{file}: {document['model']['name']}\n{tables.format_evaluation(document)}")
     if failed:
         raise click.ClickException(f"failed, for the reasons above: {', '.join(failed)}")
     if not document["domains"]:

@@ -390,11 +390,13 @@ def _moved(domains: Sequence[str], one: np.ndarray, other: np.ndarray) -> str:
 
 def interval_problems(block: Mapping, num_steps: int) -> list[str]:
     """What is wrong with a block's update interval in a run of `num_steps` optimizer steps."""
-    interval = block.get("update_interval", VersaTuneConfig.model_fields["update_interval"].default)
+    default = VersaTuneConfig.model_fields["update_interval"].default
+    interval = block.get("update_interval", default)
     if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= num_steps:
         return []
+    number = f"{interval:g} optimizer steps{', the default,' if interval == default else ''}"
     return [
-        f"versatune.update_interval is {interval:g} optimizer steps but the run has only {num_steps}; "
+        f"versatune.update_interval is {number} but the run has only {num_steps}; "
         f"give at most {num_steps}, or a share of the run such as 0.1"
     ]
 

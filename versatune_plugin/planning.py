@@ -10,6 +10,7 @@ from versatune_plugin.config import VersaTuneConfig
 from versatune_plugin.drawing import aligned
 from versatune_plugin.probe_plan import ProbePlan
 from versatune_plugin.sections import DetectionConfig
+from versatune_plugin.strategies import Fixed
 
 _WIDTH = 110
 
@@ -47,8 +48,8 @@ class Plan:
 
     @property
     def num_updates(self) -> int:
-        """Updates of the run; one at its very end has nothing left to act on."""
-        return self.num_steps // self.interval
+        """Updates whose proportions act before the run ends."""
+        return max(0, (self.num_steps - self.look_ahead - 1) // self.interval)
 
 
 def format_plan(plan: Plan) -> str:
@@ -57,7 +58,7 @@ def format_plan(plan: Plan) -> str:
         "strategy": [plan.config.strategy],
         "start": [plan.start_from, *_moved(plan)],
         "steps": [_steps(plan)],
-        "updates": [_updates(plan)],
+        "updates": _updates(plan),
         "losses": _losses(plan),
         **plan.remarks,
     }
@@ -102,10 +103,14 @@ def _steps(plan: Plan) -> str:
     return f"{plan.num_steps:,} of {rows} each{epochs}, on {count} (--processes N plans for others)"
 
 
-def _updates(plan: Plan) -> str:
+def _updates(plan: Plan) -> list[str]:
+    if plan.num_updates == 0:
+        fixed = plan.config.kind is Fixed or plan.config.strategy == "multitask"
+        warning = "warning: the mixture never changes in this run: lower versatune.update_interval"
+        return ["none that acts before the run ends", *([] if fixed else [warning])]
     count = "once" if plan.num_updates == 1 else f"{plan.num_updates:,} times"
     ahead = "1 step" if plan.look_ahead == 1 else f"{plan.look_ahead} steps"
-    return f"{count}, every {plan.interval:,} step(s); new proportions act {ahead} after their update"
+    return [f"{count}, every {plan.interval:,} step(s); new proportions act {ahead} after their update"]
 
 
 def _losses(plan: Plan) -> list[str]:

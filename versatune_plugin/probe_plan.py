@@ -21,7 +21,9 @@ class ProbePlan:
     """The probes of a run."""
 
     num_rows: int
-    """Held-out rows per domain."""
+    """Held-out rows asked for per domain."""
+    num_heldout: tuple[int, ...]
+    """Held-out rows that each domain has."""
     batch_size: int
     """Rows per forward pass."""
     num_measurements: int
@@ -31,7 +33,10 @@ class ProbePlan:
     """What the block asks the share to stay under."""
 
     def __str__(self) -> str:
-        return f"{self.num_rows} held-out rows per domain, predicted to take {100 * self.share:.1f} % of the run"
+        measured = [min(self.num_rows, number) for number in self.num_heldout]
+        count = f"{min(measured)}" if min(measured) == max(measured) else f"{min(measured)} to {max(measured)}"
+        count = f"all {count}" if self.num_rows >= max(self.num_heldout) else count
+        return f"{count} held-out rows per domain, predicted to take {100 * self.share:.1f} % of the run"
 
     @property
     def warning(self) -> str | None:
@@ -85,6 +90,7 @@ def plan_probes(
     num_rows = config.probe_rows(cost.share)
     return ProbePlan(
         num_rows=num_rows,
+        num_heldout=tuple(len(heldout[domain]) for domain in train),
         batch_size=cost.batch_size,
         num_measurements=cost.num_measurements,
         share=float(cost.share(num_rows)),

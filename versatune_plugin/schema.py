@@ -55,6 +55,8 @@ _SAID_IN_CODE = {
 }
 """What the value of a key must be one of, by the model and the key."""
 
+_KEYS_THAT_NEED_OTHERS = {"JudgeConfig": {"endpoint": ["model"]}, "ExpansionConfig": {"hold": ["start"]}}
+
 
 def block_schema() -> dict:
     """The schema of the `versatune:` block alone."""
@@ -68,6 +70,8 @@ def block_schema() -> dict:
         model["properties"] = {
             key: _property(value, said.get(key), definitions) for key, value in model["properties"].items()
         }
+        if name in _KEYS_THAT_NEED_OTHERS:
+            model["dependentRequired"] = _KEYS_THAT_NEED_OTHERS[name]
     return {"$schema": DIALECT, "title": "The `versatune:` block", **schema, "$defs": definitions}
 
 

@@ -26,8 +26,9 @@ def _kind(value) -> str:
 # A number per domain, or one value; the tag keeps a mistake in one out of the other's error messages.
 NumbersOrName = Annotated[_Numbers | Annotated[str, Tag("name")], Discriminator(_kind)]
 NumbersOrNumber = Annotated[_Numbers | Annotated[_Number, Tag("name")], Discriminator(_kind)]
+_Names = Annotated[list[str], Field(min_length=1, json_schema_extra={"uniqueItems": True}), Tag("names")]
 NameOrNames = Annotated[
-    Annotated[list[str], Field(min_length=1), Tag("names")] | Annotated[str, Tag("name")],
+    _Names | Annotated[str, Tag("name")],
     Discriminator(lambda value: "names" if isinstance(value, list) else "name"),
 ]
 
@@ -264,7 +265,7 @@ class DetectionConfig(Block):
     top_k: int = Field(0, ge=0, strict=True, description="0: no limit.")
     batch_size: int = Field(64, ge=1, strict=True, description="Samples generated side by side.")
     seed: int = Field(0, ge=0, strict=True)
-    start_token: str | int | None = Field(
+    start_token: str | Annotated[int, Field(strict=True)] | None = Field(
         None, description="Token to sample from. Default: BOS, or the end-of-text token of a tokenizer without BOS."
     )
     descriptions: dict[str, str] = Field(

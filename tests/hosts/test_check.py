@@ -20,7 +20,6 @@ from versatune_plugin.planning import format_plan
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
-    "plain": {},
     "tokens": {"max_steps": None, "num_epochs": 1.5, "dataloader_num_workers": None},
     "packed": {"max_steps": None, "sample_packing": True, "attn_implementation": "eager"},
 }
@@ -109,14 +108,14 @@ def planned_and_run(workspace, tmp_path_factory):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "versatune_plugin.cli", "check", "config.yml"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    alone = subprocess.Popen(command, cwd=paths["plain"].parent, env=environment, **pipes)
+    alone = subprocess.Popen(command, cwd=paths["tokens"].parent, env=environment, **pipes)
     plans = {
         name: axolotl_planning.plan_of(path, yaml.safe_load(path.read_text())) for name, path in reversed(paths.items())
     }
     said = alone.communicate(timeout=100)
     assert alone.returncode == 0, said[1][-3000:]
     assert not any((folder / name / "out").exists() for name in VARIANTS)
-    assert [file.name for file in paths["plain"].parent.iterdir()] == ["config.yml"]
+    assert [file.name for file in paths["tokens"].parent.iterdir()] == ["config.yml"]
     command = [sys.executable, "-m", "tests.hosts.axolotl_packing_parts", *map(str, paths.values())]
     subprocess.run(command, cwd=ROOT, env=environment, check=False, timeout=120)
     texts = {name: path.with_name("log.txt").read_text(encoding="utf-8") for name, path in paths.items()}
@@ -135,7 +134,8 @@ def test_the_run_is_as_planned(planned_and_run, name):
     assert f"probe: {plan.probe}" in log
     assert plan.probe.warning in log if plan.probe.warning else "more than probe.budget" not in log
     assert len(history) == plan.probe.num_measurements
-    assert sum(record["step"] % plan.interval == 0 for record in history[1:]) == plan.num_updates
+    updates = [record["step"] for record in history[1:] if record["step"] % plan.interval == 0]
+    assert sum(step + plan.look_ahead < plan.num_steps for step in updates) == plan.num_updates
     assert all(facts["rows"] == plan.probe.num_rows for facts in first["probe"].values())
     assert history[-1]["epoch"] == pytest.approx(plan.num_steps / plan.steps_per_epoch)
     if not plan.packed:
@@ -144,9 +144,9 @@ def test_the_run_is_as_planned(planned_and_run, name):
 
 def test_the_variants_differ_in_what_they_should(planned_and_run):
     plans = {name: plan for name, (plan, *_) in planned_and_run[0].items()}
-    assert [plans[name].packed for name in VARIANTS] == [False, False, True]
-    assert plans["plain"].rows_per_step == 4 < plans["packed"].rows_per_step
-    assert plans["tokens"].look_ahead > plans["plain"].look_ahead == 1
+    assert [plans[name].packed for name in VARIANTS] == [False, True]
+    assert plans["tokens"].rows_per_step == 4 < plans["packed"].rows_per_step
+    assert plans["tokens"].look_ahead > plans["packed"].look_ahead == 1
     assert (plans["tokens"].start != plans["tokens"].asked).all(), "the floor moves the start"
     assert plans["tokens"].probe.num_rows > 8, "the budget allows more than the fewest"
 
@@ -163,7 +163,7 @@ def test_training_uses_the_rows_that_the_check_prepared(planned_and_run):
 def test_nothing_but_the_plan_is_on_standard_output(planned_and_run):
     by_name, (stdout, stderr) = planned_and_run
     assert stdout.startswith("config.yml: no mistakes found. The plan of its run:\n\ndomain")
-    assert stdout.endswith(format_plan(by_name["plain"][0]) + "\n")
+    assert stdout.endswith(format_plan(by_name["tokens"][0]) + "\n")
     assert "Processing datasets" not in stderr, "nor are Axolotl's lines shown that say nothing of the YAML"
 
 
@@ -172,7 +172,7 @@ def test_a_model_without_weights_passes_and_the_plan_names_the_domains(write):
     assert [line.split()[:3] for line in text.splitlines()[3:6]] == [[d, str(NUM_ROWS[d]), "12"] for d in DOMAINS]
     said = facts(text)
     assert said["steps"].startswith("20 of 4 rows each, 29 per epoch, on 1 process")
-    assert said["updates"] == "5 times, every 4 step(s); new proportions act 1 step after their update"
+    assert said["updates"] == "4 times, every 4 step(s); new proportions act 1 step after their update"
     assert "raise versatune.update_interval" in said["losses"]
     assert "made first" not in said
     assert "whether the model loads" in said["not told"]
@@ -206,13 +206,39 @@ def test_what_is_measured_first_is_named(write, light):
     said = facts(check(path, "--processes", "2").stdout)
     assert "on 2 of 3 domains" in said["made first"]
     assert "finished before, if their settings still hold: law" in said["made first"]
-    assert "axolotl versatune-detect config.yml && axolotl versatune-references config.yml" in said["made first"]
+    assert "steps: medicine 6, code 6" in said["made first"]
+    command = "config.yml --launcher torchrun -- --nproc_per_node 2"
+    assert f"axolotl versatune-detect config.yml && axolotl versatune-references {command}" in said["made first"]
+
+
+def test_a_model_that_may_be_on_a_hub_is_not_told_and_one_that_is_no_folder_is_a_mistake(write):
+    block = {"reference_losses": None, "reference": {"model": "org/small"}}
+    assert "whether a hub has 'org/small'" in facts(plan(write(block)))["not told"]
+    block |= {"initial_proportions": "detected", "detection": {"judge": {"model": "./judge"}}}
+    lines = mistakes(write(block | {"sigm": 1, "reference": {"model": "/no/where"}}, group_by_length=True))
+    assert len(lines) == 5
+    assert "- versatune.reference.model: there is no folder /no/where" in lines
+    assert "- versatune.detection.judge.model: there is no folder ./judge" in lines
+    assert any("group_by_length" in line for line in lines)
+
+
+def test_an_interval_that_lets_no_update_act_is_warned_of(write):
+    warning = "none that acts before the run ends warning: the mixture never changes in this run"
+    assert facts(plan(write({"update_interval": 20})))["updates"].startswith(warning)
+    assert facts(plan(write({"update_interval": 20, "strategy": "uniform"})))["updates"] == warning.split(" warning")[0]
+
+
+def test_the_rows_that_are_measured_are_said_not_those_asked_for(write):
+    said = facts(plan(write({"probe": {"rows_per_domain": 1000}})))
+    assert said["losses"].startswith("measured 6 times on all 12 held-out rows per domain")
 
 
 def test_settings_that_are_ours_and_settings_that_do_nothing_are_named(write):
-    said = facts(plan(write({"strategy": "uniform"}, dataloader_num_workers=None, micro_batchsize=3)))
+    block = {"strategy": "uniform", "domain_column": "subject"}
+    said = facts(plan(write(block, dataloader_num_workers=None, micro_batchsize=3)))
     assert said["set by us"].startswith("dataloader_num_workers 1, dataloader_prefetch_factor 2")
     assert "versatune.sigma, under this strategy" in said["unused"]
+    assert "versatune.domain_column: every dataset has its domain" in said["unused"]
     assert "micro_batchsize: Axolotl does not know it; did you mean 'micro_batch_size'?" in said["unused"]
 
 
@@ -230,6 +256,8 @@ def test_a_block_without_datasets_is_checked_alone(tmp_path):
     assert "unused under this strategy: sigma" in plan(path)
     path.write_text("versatune: {strategy: unifor, only_domain: law}")
     assert len(mistakes(path)) == 3
+    path.write_text("versatune: {reference_losses: nowhere.json}")
+    assert "nowhere.json does not exist" in mistakes(path)[1]
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------
@@ -272,6 +300,47 @@ def test_a_mistake_is_one_readable_message(write, changes, block, said):
     assert said in lines
 
 
+@pytest.mark.parametrize("rows", ["", '{"question": "Why?"}\n'], ids=["none", "of-another-format"])
+def test_rows_that_cannot_be_loaded_are_said_with_their_domain_and_file(write, rows):
+    path = write()
+    Path("rows.jsonl").write_text(rows)
+    config = yaml.safe_load(path.read_text())
+    config["test_datasets"][1]["path"] = "rows.jsonl"
+    path.write_text(yaml.safe_dump(config))
+    (_, line) = mistakes(path)
+    assert "rows.jsonl" in line
+    assert "domain 'medicine'" in line
+    assert "is empty" in line if not rows else "KeyError: 'instruction'" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"datasets": None}, "datasets: at least one dataset with a domain is needed"),
+        ({"datasets": {"path": "x"}}, "datasets: must be a list of datasets"),
+        ({"versatune": [1]}, "versatune: must be a block of keys, got [1]"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: must be above 0, got 0"),
+        ({"plugins": None}, "add versatune_plugin.VersaTunePlugin under `plugins:`"),
+        ({"plugins": ["versatune_plugin.VersaTunePlugin", "no.Plugin"]}, "plugins: no.Plugin cannot be loaded"),
+    ],
+    ids=["no-datasets", "datasets", "block", "accumulation", "no-plugin", "plugin"],
+)
+def test_one_mistake_is_one_line(write, monkeypatch, changes, said):
+    from axolotl.integrations.base import PluginManager
+
+    monkeypatch.setattr(PluginManager, "_instance", None)  # a command has a process of its own, without plugins
+    path = write()
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    (_, line) = mistakes(path)
+    assert said in line
+
+
+def test_a_key_that_is_given_twice_is_refused(write):
+    path = write()
+    path.write_text(path.read_text() + "seed: 8\n")
+    assert "the key 'seed' is given twice" in mistakes(path)[0]
+
+
 def test_a_domain_without_held_out_rows_is_named(write):
     path = write()
     config = yaml.safe_load(path.read_text())
@@ -305,7 +374,7 @@ def test_a_file_that_is_no_yaml_is_refused_with_its_line(tmp_path):
     path = tmp_path / "broken.yml"
     path.write_text("a: [1\nb: 2\n")
     lines = mistakes(path)
-    assert "broken.yml is not YAML" in lines[0]
+    assert "broken.yml cannot be read as YAML" in lines[0]
     assert any("line 2" in line for line in lines)
 
 
