@@ -1,4 +1,4 @@
-"""The `versatune` commands (detect, references, check, schema, simulate, report, quickstart): parse, call, print."""
+"""The `versatune` commands (detect, references, check, schema, simulate, report, evaluate, ...): parse, call, print."""
 
 import json
 import os

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
+from textwrap import TextWrapper
 
 import numpy as np
 
@@ -63,10 +63,11 @@ def format_plan(plan: Plan) -> str:
         **plan.remarks,
     }
     width = max(map(len, facts)) + 2
+    wrapper = TextWrapper(_WIDTH - width, break_on_hyphens=False, break_long_words=False)  # paths stay whole
     lines = [
         f"{'' if number else heading:{width}}{line}"
         for heading, of_heading in facts.items()
-        for number, line in enumerate(line for text in of_heading for line in wrap(text, _WIDTH - width))
+        for number, line in enumerate(line for text in of_heading for line in wrapper.wrap(text))
     ]
     return "\n".join([_table(plan), "", *lines])
 

@@ -540,7 +540,9 @@ def test_table_and_plot_at_the_end_show_the_run(workspace, tmp_path, caplog):
         drawn = last["drawn_by_domain"][domain]
         assert lines[domain][1:4] == [str(NUM_ROWS[domain]), str(drawn), f"{drawn / NUM_ROWS[domain]:.2f}"]
         assert lines[domain][5] == f"{drawn / last['num_drawn']:.3f}"
-        assert lines[domain][8:] == [f"{last['losses'][domain]:.3f}", "+-", f"{last['loss_errors'][domain]:.3f}"]
+        assert lines[domain][8:11] == [f"{last['losses'][domain]:.3f}", "+-", f"{last['loss_errors'][domain]:.3f}"]
+        change, error = (100 * last[key][domain] for key in ("change_since_start", "change_since_start_error"))
+        assert lines[domain][11:] == [f"{change:+.1f}", "%", "+-", f"{error:.1f}"]
     assert (tmp_path / "versatune" / "mixture.png").read_bytes().startswith(b"\x89PNG")
     assert "% of the run" in caplog.text
 

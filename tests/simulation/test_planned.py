@@ -67,8 +67,8 @@ def test_the_length_of_a_run_follows_from_epochs_and_batches(config):
     run = simulate(path).run  # 2 * ceil(81 / 4)
     assert (run.num_steps, run.block_size) == (42, 4)
     assert simulate(path, num_steps=7).run.num_steps == 7
-    message = refusal(config(micro_batch_size=0, num_epochs="two"))
-    assert "run.yml.micro_batch_size: Input should be greater than 0 (given: 0)" in message
+    message = refusal(config(micro_batch_size="four", num_epochs="two"))
+    assert "run.yml.micro_batch_size: Input should be a valid integer" in message
     assert "run.yml.num_epochs: Input should be a valid number" in message
 
 
