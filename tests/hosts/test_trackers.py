@@ -204,6 +204,28 @@ def test_checkpoint_that_is_saved_after_the_end_was_measured_goes_on_without_tha
     assert short[1:] == long[1:]
 
 
+def test_an_epoch_that_a_callback_ends_early_is_refused_in_words(workspace, tmp_path):
+    class EndsEpoch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = state.global_step == 2
+
+    trainer = inside.build(workspace, tmp_path, versatune=inside.block(samples_per_epoch=8))
+    trainer.add_callback(EndsEpoch())
+    with pytest.raises(ValueError, match=r"ended an epoch early, after step 2 .* set control.should_training_stop"):
+        trainer.train()
+
+
+def test_a_resume_with_other_probe_rows_tells_them_and_counts_changes_from_there(workspace, tmp_path):
+    other, saving = inside.block(probe={"rows_per_domain": 4}), {"save_strategy": "steps", "save_steps": 4}
+    inside.train(workspace, tmp_path, max_steps=6, **saving)
+    inside.train(workspace, tmp_path, resume=True, versatune=other, max_steps=12, **saving)
+    by_step = {record["step"]: record for record in runs.history(tmp_path)}
+    assert [step for step, record in by_step.items() if record["probe"]] == [0, 9]
+    assert all(by_step[6]["change_since_start"].values())
+    assert set(by_step[9]["change_since_start"].values()) == {0.0}
+    assert all(by_step[12]["change_since_start"].values())
+
+
 # The terminal
 
 

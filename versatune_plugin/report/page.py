@@ -1,12 +1,13 @@
 """The HTML page: one file that needs nothing else, no network and no JavaScript."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from versatune_plugin import __version__
 from versatune_plugin.drawing import INK, MUTED, Mark
-from versatune_plugin.report.parts import Cell, Chart, Section, Table
+from versatune_plugin.report.parts import Cell, Chart, Section
 
 _DASHES = {"-": "", "--": "5 3", ":": "1.5 2.5", "-.": "6 2.5 1.5 2.5"}
 
@@ -33,7 +34,7 @@ def to_html(title: str, chapters: Sequence[Chapter]) -> str:
 
     from versatune_plugin.report.rendering import to_svg
 
-    numbers = iter(range(10**9))
+    numbers = itertools.count()
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
         autoescape=True,
@@ -44,7 +45,6 @@ def to_html(title: str, chapters: Sequence[Chapter]) -> str:
     environment.globals |= {"svg": lambda chart: to_svg(chart, f"{title} {next(numbers)}")}
     environment.tests |= {
         "chart": lambda part: isinstance(part, Chart),
-        "table": lambda part: isinstance(part, Table),
         "cell": lambda part: isinstance(part, Cell),
     }
     environment.filters |= {"dashes": lambda mark: _DASHES.get(mark.line, "4 2"), "paint": _paint, "kind": _kind}
