@@ -45,9 +45,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from versatune_plugin.detection import CLEAR, detect, judged_samples, weighted_mean
-from versatune_plugin.judges.classifier import ClassifierJudge
-from versatune_plugin.judges.correction import corrected_proportions, soft_confusion
+from versatune_plugin.measuring.detection.detect import CLEAR, detect, judged_samples, weighted_mean
+from versatune_plugin.measuring.detection.judges.classifier import ClassifierJudge
+from versatune_plugin.measuring.detection.judges.correction import corrected_proportions, soft_confusion
 
 DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
 MIXTURES = ((0.05, 0.12, 0.08, 0.15, 0.25, 0.35), (0.28, 0.10, 0.24, 0.18, 0.12, 0.08))
@@ -240,7 +240,7 @@ def corrected_by(judgements, domain_ids, lengths, count: str):
 
 
 def look_at(folder: Path, judge: ClassifierJudge, heldout: dict, options, seed: int) -> list[dict]:
-    from versatune_plugin.generation import LocalGenerator, load_causal_lm, model_fingerprint
+    from versatune_plugin.measuring.detection.generation import LocalGenerator, load_causal_lm, model_fingerprint
 
     model, tokenizer = load_causal_lm(str(folder), dtype="float32", device="cpu")
     fingerprint = model_fingerprint(str(folder))

@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from versatune_plugin.generation import LocalGenerator, load_causal_lm, start_token
+from versatune_plugin.measuring.detection.generation import LocalGenerator, load_causal_lm, start_token
 
 
 def naive(model, end_ids, start_token_id, max_new_tokens, batch_size):

@@ -28,7 +28,7 @@ NUM_SLOTS = 32
 
 
 def sampled_texts(num_texts, num_tokens):
-    from versatune_plugin.endpoint import EndpointGenerator
+    from versatune_plugin.measuring.detection.endpoint import EndpointGenerator
 
     generator = EndpointGenerator(
         base_url=server_url(NUM_SLOTS), model=MODEL, start_token_id=START_TOKEN_ID, max_new_tokens=num_tokens
@@ -38,7 +38,7 @@ def sampled_texts(num_texts, num_tokens):
 
 def endpoint(concurrency):
     def build():
-        from versatune_plugin.judges.endpoint import EndpointJudge
+        from versatune_plugin.measuring.detection.judges.endpoint import EndpointJudge
 
         return EndpointJudge(DOMAINS, {}, base_url=server_url(NUM_SLOTS), model=MODEL, concurrency=concurrency)
 
@@ -49,7 +49,7 @@ def at_leisure(concurrency):
     """A server that computes nothing and takes 0.1 s for any number of requests at a time."""
 
     def build():
-        from versatune_plugin.judges.endpoint import EndpointJudge
+        from versatune_plugin.measuring.detection.judges.endpoint import EndpointJudge
 
         alternatives = [{"token": letter, "logprob": -2.0} for letter in "ABCDEF"]
         answer = {"choices": [{"logprobs": {"content": [{"top_logprobs": alternatives}]}}]}
@@ -64,8 +64,8 @@ def at_leisure(concurrency):
 def local():
     import torch
 
-    from versatune_plugin.generation import load_causal_lm
-    from versatune_plugin.judges.local import LocalJudge
+    from versatune_plugin.measuring.detection.generation import load_causal_lm
+    from versatune_plugin.measuring.detection.judges.local import LocalJudge
     from versatune_plugin.quickstart.model import save_model
 
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def local():
 
 def classifier():
     """Fitted on the quick start's rows; its speed depends little on what it was fitted on."""
-    from versatune_plugin.judges.classifier import ClassifierJudge
+    from versatune_plugin.measuring.detection.judges.classifier import ClassifierJudge
     from versatune_plugin.quickstart.sources import DOMAINS as SOURCES
 
     rows = {name: itertools.islice(domain.rows(random.Random(0)), 300) for name, domain in SOURCES.items()}

@@ -28,9 +28,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from trl import SFTConfig
 
 from versatune_plugin import VersaTuneSFTTrainer
-from versatune_plugin.detection import detect
-from versatune_plugin.history import history_path, read_history
-from versatune_plugin.judges.classifier import ClassifierJudge
+from versatune_plugin.files.history import history_path, read_history
+from versatune_plugin.measuring.detection.detect import detect
+from versatune_plugin.measuring.detection.judges.classifier import ClassifierJudge
 
 CANDIDATES = 4  # answers to choose from
 CHECKPOINTS = 4  # measurements along a run, evenly, the last one at its end
@@ -359,7 +359,7 @@ class Laboratory:
 
     def _detect(self) -> dict[str, float]:
         """What the product detects in texts of the base, judged by a classifier fitted on the rows to train on."""
-        from versatune_plugin.generation import LocalGenerator, load_causal_lm, model_fingerprint
+        from versatune_plugin.measuring.detection.generation import LocalGenerator, load_causal_lm, model_fingerprint
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_causal_lm(self.model, dtype="float32", device=device)

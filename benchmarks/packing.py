@@ -51,8 +51,8 @@ LENGTHS = {  # name: (capacity, lengths)
 def ours(lengths, capacity, bins_per_step):
     from axolotl.utils.samplers.multipack import pack_group
 
-    from versatune_plugin.packing import PackedBatchSampler, packed_epoch
-    from versatune_plugin.sampler import MixtureSampler
+    from versatune_plugin.sampler.draws import MixtureSampler
+    from versatune_plugin.sampler.packing import PackedBatchSampler, packed_epoch
 
     def pack(tokens):
         return pack_group(tokens, 0, capacity, len(tokens), MAX_ROWS_PER_BIN, True)

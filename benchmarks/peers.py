@@ -329,7 +329,7 @@ def notes_of(name: str, run: dict) -> list[str]:
     """What else was seen in an arm's whole run."""
     notes = run.get("notes", []) + odm_log(run)
     if ARMS[name][0] == "versatune":
-        from versatune_plugin.history import history_path, read_history
+        from versatune_plugin.files.history import history_path, read_history
 
         history = read_history(history_path(str(run["folder"] / "out")))
         notes.append(f"{len(history)} records, the last proportions {rounded(history[-1]['proportions'])}")

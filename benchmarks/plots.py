@@ -18,7 +18,7 @@ from outcomes import (
     measures,
 )
 
-from versatune_plugin.drawing import label, marks, new_figure, save_png
+from versatune_plugin.report.drawing import label, marks, new_figure, save_png
 
 MARKERS = "osD^vP*Xh<>pd"
 GREYS = ("#c8c8c8", "#101010")  # least and largest constant share

@@ -28,8 +28,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from versatune_plugin.hosts.trainer import make_trainer_class
 from versatune_plugin.signals import loss_errors
-from versatune_plugin.trainer import make_trainer_class
 
 PROMPT = "### Instruction:\n{instruction}\n\n{input}\n\n### Response:\n"
 

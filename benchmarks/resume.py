@@ -51,11 +51,11 @@ PRELOADED = (
     "axolotl.core.builders",
     "axolotl.utils.schemas.config",
     "matplotlib.backends.backend_agg",
-    "versatune_plugin.axolotl_data",
-    "versatune_plugin.axolotl_measurements",
-    "versatune_plugin.axolotl_packing",
-    "versatune_plugin.plugin",
-    "versatune_plugin.sft_trainer",
+    "versatune_plugin.hosts.axolotl.data",
+    "versatune_plugin.hosts.axolotl.measurements",
+    "versatune_plugin.hosts.axolotl.packing",
+    "versatune_plugin.hosts.axolotl.plugin",
+    "versatune_plugin.hosts.trl.trainer",
 )
 CASES = {
     f"{host}, {'packed' if packed else 'unpacked'}, {workers} workers, {ranks} process{'es' * (ranks > 1)}": (
@@ -104,7 +104,7 @@ def train_axolotl(workspace: Path, folder: Path, packed: bool, workers: int, res
     config = axolotl_config(
         workspace,
         folder,
-        plugins=["tests.hosts.axolotl_parts.CpuRanks", "versatune_plugin.VersaTunePlugin"],
+        plugins=["tests.hosts.axolotl.parts.CpuRanks", "versatune_plugin.VersaTunePlugin"],
         trainer_cls="resume.RecordedAxolotlTrainer",
         versatune=BLOCK | {"samples_per_epoch": 60},
         max_steps=NUM_STEPS,

@@ -79,7 +79,7 @@ def packed(num_rows, block_size):
     from axolotl.utils.samplers.multipack import pack_group
 
     from versatune_plugin import MixtureSampler
-    from versatune_plugin.packing import PackedBatchSampler, packed_epoch
+    from versatune_plugin.sampler.packing import PackedBatchSampler, packed_epoch
 
     domains = {str(number): size for number, size in enumerate(sizes(num_rows))}
     lengths, proportions = lengths_of(num_rows), np.array(PROPORTIONS)

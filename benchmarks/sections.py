@@ -355,7 +355,7 @@ def value_of(base: Base, name: str, key: str) -> float:
     """The value in the name, or that of the default run: what its block says, else the product's own."""
     if match := SENSITIVITY.fullmatch(name):
         return float(match["value"])
-    from versatune_plugin.config import VersaTuneConfig
+    from versatune_plugin.config.block import VersaTuneConfig
 
     config = VersaTuneConfig(**next(iter(base.runs[name].values()))["block"])
     places = {

@@ -123,10 +123,10 @@ def measure(name: str, num_updates: int, folder: Path, trace: bool) -> dict:
     import numpy as np
 
     from versatune_plugin import MixtureSampler
-    from versatune_plugin.callback import VersaTuneCallback
-    from versatune_plugin.config import VersaTuneConfig
-    from versatune_plugin.history import history_path
-    from versatune_plugin.mixture import Mixture
+    from versatune_plugin.config.block import VersaTuneConfig
+    from versatune_plugin.files.history import history_path
+    from versatune_plugin.hosts.callback import VersaTuneCallback
+    from versatune_plugin.mixture.mixture import Mixture
 
     logging.disable(logging.CRITICAL)  # a line for every update skipped
     config = VersaTuneConfig(

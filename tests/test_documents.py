@@ -11,8 +11,10 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from tests.tiny import DOMAINS
-from versatune_plugin import VersaTuneConfig, axolotl_config, sections
-from versatune_plugin.config_checks import KEYS_OF_STRATEGIES
+from versatune_plugin import VersaTuneConfig
+from versatune_plugin.config import sections
+from versatune_plugin.config.checks import KEYS_OF_STRATEGIES
+from versatune_plugin.hosts.axolotl import config as axolotl_config
 from versatune_plugin.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]

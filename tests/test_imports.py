@@ -28,28 +28,28 @@ LIGHT_MODULES = (
     "domains",
     "signals",
     "strategies",
-    "mixture",
-    "history",
+    "mixture.mixture",
+    "files.history",
     "report",
-    "drawing",
-    "documents",
-    "cache",
-    "detection",
-    "detection_report",
-    "judges",
-    "judges.prompt",
-    "references",
-    "blocks",
-    "sampler",
-    "fair_counts",
-    "fair_costs",
-    "permutation",
-    "feeds",
-    "guards",
-    "sections",
-    "config",
-    "config_checks",
-    "axolotl_config",
+    "report.drawing",
+    "files.documents",
+    "files.cache",
+    "measuring.detection.detect",
+    "report.detection",
+    "measuring.detection.judges",
+    "measuring.detection.judges.prompt",
+    "measuring.references",
+    "config.blocks",
+    "sampler.draws",
+    "sampler.fair_counts",
+    "sampler.fair_costs",
+    "sampler.permutation",
+    "sampler.feed",
+    "mixture.guards",
+    "config.sections",
+    "config.block",
+    "config.checks",
+    "hosts.axolotl.config",
     "simulation",
 )
 
@@ -78,10 +78,13 @@ def test_importing_the_package_loads_nothing_that_python_has_not_loaded_already(
     assert loaded.isdisjoint({"numpy", "pydantic", "yaml", "click"})
 
 
-@pytest.mark.parametrize("module", ["domains", "signals", "strategies", "mixture", "history", "report", "detection"])
+@pytest.mark.parametrize(
+    "module",
+    ["domains", "signals", "strategies", "mixture.mixture", "files.history", "report", "measuring.detection.detect"],
+)
 def test_the_core_needs_neither_pydantic_nor_the_config(module):
     loaded = modules_loaded_by(f"import versatune_plugin.{module}")
-    assert loaded.isdisjoint({"pydantic", "versatune_plugin.config"})
+    assert loaded.isdisjoint({"pydantic", "versatune_plugin.config.block"})
 
 
 def test_the_package_is_imported_within_a_tenth_of_a_second():
@@ -92,7 +95,7 @@ def test_the_package_is_imported_within_a_tenth_of_a_second():
 def test_importing_the_package_sets_up_no_logging_and_no_environment():
     run_python(
         "import logging, os; before = dict(os.environ)\n"
-        "import versatune_plugin, versatune_plugin.config, versatune_plugin.history\n"
+        "import versatune_plugin, versatune_plugin.config.block, versatune_plugin.files.history\n"
         "assert dict(os.environ) == before and not logging.root.handlers\n"
         "assert not logging.getLogger('versatune_plugin').handlers"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from versatune_plugin.detection import Sample, detect
+from versatune_plugin.measuring.detection.detect import Sample, detect
 
 WORDS = {"law": ["court", "statute"], "medicine": ["dose", "fever"], "code": ["def", "return"]}
 SHARES = (0.5, 0.3, 0.2)  # of the domains among the words of a text

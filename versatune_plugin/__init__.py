@@ -9,11 +9,11 @@ __version__ = "0.1.0"
 
 _HOME = {
     "MixtureSampler": "sampler",
-    "VersaTuneCallback": "callback",
-    "VersaTuneConfig": "config",
-    "VersaTuneMixin": "trainer",
-    "VersaTunePlugin": "plugin",
-    "VersaTuneSFTTrainer": "sft_trainer",
+    "VersaTuneCallback": "hosts.callback",
+    "VersaTuneConfig": "config.block",
+    "VersaTuneMixin": "hosts.trainer",
+    "VersaTunePlugin": "hosts.axolotl.plugin",
+    "VersaTuneSFTTrainer": "hosts.trl.trainer",
 }
 
 __all__ = ["__version__", *_HOME]

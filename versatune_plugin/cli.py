@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from versatune_plugin import __version__
-from versatune_plugin.documents import read_document
-from versatune_plugin.history import history_path
+from versatune_plugin.files.documents import read_document
+from versatune_plugin.files.history import history_path
 from versatune_plugin.report import make_report
 
 
@@ -46,9 +46,9 @@ def report(output_dirs: tuple[Path, ...], baseline: str | None, output: Path | N
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Where the PNG goes.")
 def detect(files: tuple[Path, ...], refresh: bool, show: bool, compare: bool, plot: Path | None) -> None:
     """Find out what the base model of a YAML (FILES) already knows of each domain."""
-    from versatune_plugin import detection_run
-    from versatune_plugin.detection import SCHEMA, judged_samples
-    from versatune_plugin.detection_report import format_detection, format_samples, plot_detections
+    from versatune_plugin.measuring.detection import run as detection_run
+    from versatune_plugin.measuring.detection.detect import SCHEMA, judged_samples
+    from versatune_plugin.report.detection import format_detection, format_samples, plot_detections
 
     if len(files) > 1 and not compare:
         raise click.UsageError("give one YAML, or several detection.json files with --compare")
@@ -109,10 +109,10 @@ def _readable_errors():
 @click.argument("launcher_args", nargs=-1, type=click.UNPROCESSED)
 def references(config: Path, refresh: bool, launcher: str, launcher_args: tuple[str, ...]) -> None:
     """Fine-tune the reference model of an Axolotl YAML on each domain alone and keep its lowest held-out losses."""
-    from versatune_plugin.references import format_table, plot_beside
+    from versatune_plugin.measuring.references import format_table, plot_beside
 
     with _readable_errors():
-        from versatune_plugin.axolotl_references import make_references
+        from versatune_plugin.hosts.axolotl.references import make_references
 
         file, document = make_references(
             config, refresh=refresh, launcher=launcher, launcher_args=list(launcher_args), say=click.echo
@@ -163,7 +163,7 @@ def check(config: Path, processes: int | None) -> None:
     if "LOCAL_RANK" in os.environ:
         raise click.UsageError("this checks as one process: start it without a launcher, with --processes N")
     with _readable_errors():
-        from versatune_plugin.axolotl_planning import check as check_yaml
+        from versatune_plugin.hosts.axolotl.check import check as check_yaml
 
         _show_only_our_progress()
         click.echo(check_yaml(config, processes))
@@ -174,7 +174,7 @@ def check(config: Path, processes: int | None) -> None:
 @click.option("--block", is_flag=True, help="Of the `versatune:` block alone, for a file that holds nothing else.")
 def schema(output: Path | None, block: bool) -> None:
     """Print the JSON schema of an Axolotl YAML with a `versatune:` block, for completion in editors."""
-    from versatune_plugin.schema import block_schema, yaml_schema
+    from versatune_plugin.config.schema import block_schema, yaml_schema
 
     text = json.dumps(block_schema() if block else yaml_schema(), indent=2, ensure_ascii=False)
     if output is None:

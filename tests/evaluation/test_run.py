@@ -12,8 +12,8 @@ pytest.importorskip("lm_eval")
 from tests.evaluation.test_harness import cached_task_manager
 from tests.tiny import WORDS, write_jsonl
 from versatune_plugin import cli
-from versatune_plugin.documents import read_document
 from versatune_plugin.evaluation import harness, run, tables
+from versatune_plugin.files.documents import read_document
 
 CHOICE = """
 output_type: multiple_choice

@@ -7,6 +7,6 @@ import trl  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 from trl import SFTConfig, SFTTrainer  # noqa: F401
 
-import versatune_plugin.sft_trainer  # noqa: F401
+import versatune_plugin.hosts.trl.trainer  # noqa: F401
 
 torch.set_num_threads(1)

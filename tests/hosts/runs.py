@@ -204,7 +204,7 @@ def stream(output_dir: Path) -> dict[int, list[list[int]]]:
 
 def history(output_dir: Path) -> list[dict]:
     """The history without what may differ between two equal runs."""
-    from versatune_plugin.history import history_path, read_history
+    from versatune_plugin.files.history import history_path, read_history
 
     records = read_history(history_path(output_dir))
     times = ("seconds", "probe_seconds")

@@ -15,9 +15,9 @@ import pytest
 pytest.importorskip("trl")
 
 from tests.hosts import inside, runs
-from tests.hosts.test_trl import HELDOUT, text, tokens_only
+from tests.hosts.trl.test_runs import HELDOUT, text, tokens_only
 from tests.tiny import DOMAINS, NUM_ROWS, make_rows
-from versatune_plugin.history import history_path
+from versatune_plugin.files.history import history_path
 
 NO_MODEL = {"model": "/nowhere/model"}  # TRL would load it: an error of ours must come first
 

@@ -9,7 +9,7 @@ import results
 from laboratory import CHECKPOINTS, DOMAINS, REAL, Laboratory, questions
 
 from tests import tiny
-from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.config.block import VersaTuneConfig
 
 BASES = [*plans.BASES, "real"]
 MEASURED = {"initial_proportions": dict.fromkeys(DOMAINS, 1 / 6), "reference_losses": dict.fromkeys(DOMAINS, 2.0)}

@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("trl")
 
 from tests.hosts import inside, runs
-from versatune_plugin.sampler import MixtureSampler
-from versatune_plugin.trainer_checks import argument_problems
+from versatune_plugin.hosts.checks import argument_problems
+from versatune_plugin.sampler.draws import MixtureSampler
 
 # the proportions leap at step 6; epochs of 7 steps end within the run
 LEAP = {"update_interval": 6, "sigma": 100, "reference_losses": {"law": 0.5, "medicine": 7, "code": 7}}

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from tests.hosts import inside, runs
 from tests.tiny import DOMAINS, NUM_ROWS
-from versatune_plugin.model_card import section_of, write_section
+from versatune_plugin.hosts.model_card import section_of, write_section
 
 SAVING = {"save_strategy": "steps", "save_steps": 4}
 
@@ -279,7 +279,7 @@ def test_expansion_and_files_of_measurements_stand_in_history_and_card(workspace
 
 
 def test_history_says_what_was_used_and_how_long_a_line_took(finished):
-    from versatune_plugin.history import history_path, read_history
+    from versatune_plugin.files.history import history_path, read_history
 
     _, folder, _ = finished
     records = read_history(history_path(folder))

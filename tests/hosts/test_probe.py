@@ -10,9 +10,9 @@ pytest.importorskip("trl")
 import torch
 
 from tests.hosts import inside, runs
-from tests.hosts.test_trl import prompts, tokenizer
+from tests.hosts.trl.test_runs import prompts, tokenizer
 from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, make_rows
-from versatune_plugin.probes import build_probes
+from versatune_plugin.measuring.probes import build_probes
 from versatune_plugin.signals import loss_errors
 
 
@@ -255,7 +255,7 @@ def test_tokens_are_those_of_the_rows_trained_on(workspace, tmp_path):
 
 
 def test_seconds_of_a_probe_are_recorded_and_its_share_is_shown(workspace, tmp_path, caplog):
-    from versatune_plugin.history import history_path, read_history
+    from versatune_plugin.files.history import history_path, read_history
 
     caplog.set_level("INFO", logger="versatune_plugin")
     trainer = inside.train(workspace, tmp_path)
@@ -290,8 +290,8 @@ def test_reference_runs_in_axolotl_choose_their_rows_by_the_budget_too():
     from axolotl.utils.dict import DictDefault
     from datasets import Dataset
 
-    from versatune_plugin.axolotl_references import num_probe_rows
-    from versatune_plugin.config import VersaTuneConfig
+    from versatune_plugin.config.block import VersaTuneConfig
+    from versatune_plugin.hosts.axolotl.references import num_probe_rows
 
     train, heldout = (
         {domain: Dataset.from_list([{"input_ids": [1] * 40}] * number) for domain in ("law", "code")}

@@ -11,7 +11,7 @@ import yaml
 pytest.importorskip("axolotl")
 
 from tests.hosts import runs
-from tests.hosts.test_axolotl import RECORDED, ROOT, environment
+from tests.hosts.axolotl.test_runs import RECORDED, ROOT, environment
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
 from versatune_plugin.strategies import STRATEGIES
 
@@ -80,7 +80,7 @@ def outputs(workspace, tmp_path_factory):
         path.parent.mkdir()
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         configs.append(str(path))
-    command = [sys.executable, "-m", "tests.hosts.axolotl_forks", *configs]
+    command = [sys.executable, "-m", "tests.hosts.axolotl.forks", *configs]
     finished = subprocess.run(
         command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
     )

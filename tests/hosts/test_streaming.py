@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
 from tests.hosts import inside, runs
-from tests.hosts.test_axolotl import RECORDED, ROOT, environment
+from tests.hosts.axolotl.test_runs import RECORDED, ROOT, environment
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
-from versatune_plugin import data
+from versatune_plugin.files import rows as data
 from versatune_plugin.report import format_summary
 
 RUN = {"save_strategy": "steps", "save_steps": 4, "max_steps": 22, "per_device_train_batch_size": 4}
@@ -238,7 +238,7 @@ def axolotl(workspace, tmp_path_factory):
         (folder / name).mkdir()
         paths.append(folder / name / "config.yml")
         paths[-1].write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [sys.executable, "-m", "tests.hosts.axolotl_forks", *map(str, paths)]
+    command = [sys.executable, "-m", "tests.hosts.axolotl.forks", *map(str, paths)]
     finished = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, (folder / "whole" / "log.txt").read_text()[-3000:]
     return folder

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from tests.hosts import inside, runs
 from tests.tiny import DOMAINS
-from versatune_plugin.progress import QUANTITIES, MixtureProgress, QuietPrinter, short_mixture
+from versatune_plugin.hosts.progress import QUANTITIES, MixtureProgress, QuietPrinter, short_mixture
 
 HISTORY_KEYS = {"proportion": "proportions", "loss": "losses", "potential": "potential"}
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from versatune_plugin.history import history_path, to_line
+from versatune_plugin.files.history import history_path, to_line
 
 NAMES = ("medicine", "general", "code", "law", "science", "finance")
 

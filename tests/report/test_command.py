@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from tests.report.histories import expansion, write
 from versatune_plugin.cli import main
-from versatune_plugin.history import history_path
+from versatune_plugin.files.history import history_path
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from versatune_plugin.drawing import new_figure
 from versatune_plugin.report.comparison import compare
+from versatune_plugin.report.drawing import new_figure
 from versatune_plugin.report.parts import Cell, Chart, Table
 from versatune_plugin.report.runs import Run
 

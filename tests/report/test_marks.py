@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import versatune_plugin.report
-from versatune_plugin.drawing import marks
+from versatune_plugin.report.drawing import marks
 
 CSS = Path(versatune_plugin.report.__file__).with_name("page.css").read_text()
 # simulated as in Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB

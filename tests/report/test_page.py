@@ -8,10 +8,10 @@ from html import unescape
 import pytest
 
 from tests.report.histories import evaluation, expansion, names, old, write
-from versatune_plugin.drawing import new_figure
-from versatune_plugin.history import history_path
+from versatune_plugin.files.history import history_path
 from versatune_plugin.report import make_report
 from versatune_plugin.report.decisions import MAX_ROWS, decisions_section
+from versatune_plugin.report.drawing import new_figure
 from versatune_plugin.report.making import format_table
 from versatune_plugin.report.parts import Cell, Chart, Table
 from versatune_plugin.report.run_sections import run_sections

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.report.histories import NAMES, expansion, write
-from versatune_plugin.history import history_path, to_line
+from versatune_plugin.files.history import history_path, to_line
 from versatune_plugin.report import make_report
 from versatune_plugin.report.readable import read_what_is_readable
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from tests.tiny import write_jsonl
 from versatune_plugin.cli import main
-from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.simulation import simulate
 
 ROWS = {"law": 100, "code": 50}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.simulation.histories import refusal
-from versatune_plugin.documents import write_document
+from versatune_plugin.files.documents import write_document
 from versatune_plugin.simulation import format_simulation, simulate
 from versatune_plugin.simulation.modelled import ModelledLosses
 

@@ -40,7 +40,9 @@ def real_run(request, workspace, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     changes, options = REAL[request.param]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("versatune_plugin.callback.plot_history", lambda records, path: path)  # takes a quarter of a run
+        patch.setattr(
+            "versatune_plugin.hosts.callback.plot_history", lambda records, path: path
+        )  # takes a quarter of a run
         inside.train(workspace, folder, versatune=inside.block(**changes), **options)
     return folder
 

@@ -1,7 +1,7 @@
 """What `--try` changes, and what it may not."""
 
 from tests.simulation.histories import proportions, refusal
-from versatune_plugin.documents import write_document
+from versatune_plugin.files.documents import write_document
 from versatune_plugin.simulation import simulate
 from versatune_plugin.simulation.variants import merged
 

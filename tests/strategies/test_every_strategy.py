@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from versatune_plugin.config import VersaTuneConfig
-from versatune_plugin.mixture import Mixture
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.strategies import STRATEGIES
 
 DOMAINS = ("law", "medicine", "code", "general")

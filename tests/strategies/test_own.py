@@ -4,8 +4,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from versatune_plugin.config import VersaTuneConfig
-from versatune_plugin.mixture import Mixture
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.strategies import own_strategy
 
 DOMAINS = ("law", "medicine", "code")

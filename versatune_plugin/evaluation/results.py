@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from versatune_plugin.documents import read_document, write_document
 from versatune_plugin.evaluation import harness
 from versatune_plugin.evaluation.suite import Suite
+from versatune_plugin.files.documents import read_document, write_document
 
 SCHEMA = "versatune/evaluation"
 

@@ -10,7 +10,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from versatune_plugin.blocks import Block, Problem, readable
+from versatune_plugin.config.blocks import Block, Problem, readable
 from versatune_plugin.domains import check_domain_names, nearest
 
 SHIPPED = Path(__file__).with_name("benchmarks.yml")

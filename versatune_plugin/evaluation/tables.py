@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from versatune_plugin.drawing import aligned
 from versatune_plugin.evaluation.suite import Benchmark, Suite
+from versatune_plugin.report.drawing import aligned
 
 
 def format_evaluation(document: dict) -> str:

@@ -35,7 +35,7 @@ class Target:
 
     def fingerprint(self) -> str | None:
         """Changes with the weights; None for a hub model that is not in the cache."""
-        from versatune_plugin.generation import model_fingerprint
+        from versatune_plugin.measuring.detection.generation import model_fingerprint
 
         parts = [model_fingerprint(name) for name in (self.base, self.adapter) if name]
         return "+".join(parts) if None not in parts else None

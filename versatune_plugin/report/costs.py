@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from versatune_plugin.drawing import Mark, marks, over_steps
+from versatune_plugin.report.drawing import Mark, marks, over_steps
 from versatune_plugin.report.parts import Chart, Section
 from versatune_plugin.report.series import thinned, thinning_note, vector
 from versatune_plugin.report.summary import facts_of, percent, plural

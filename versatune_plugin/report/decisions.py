@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from versatune_plugin.drawing import INK, Mark, marks, over_steps
+from versatune_plugin.report.drawing import INK, Mark, marks, over_steps
 from versatune_plugin.report.parts import Chart, Section, Table
 from versatune_plugin.report.series import MAX_POINTS, thinned, thinning_note
 from versatune_plugin.report.summary import plural, shown

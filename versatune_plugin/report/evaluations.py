@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from versatune_plugin.drawing import INK, marks, short
+from versatune_plugin.report.drawing import INK, marks, short
 from versatune_plugin.report.parts import Chart, Section, Table
 from versatune_plugin.report.runs import Run
 from versatune_plugin.report.summary import counted, shown

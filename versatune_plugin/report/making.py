@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from versatune_plugin.drawing import aligned, visible
-from versatune_plugin.history import write_atomically
+from versatune_plugin.files.history import write_atomically
+from versatune_plugin.report.drawing import aligned, visible
 from versatune_plugin.report.page import Chapter, to_html
 from versatune_plugin.report.parts import Cell, Chart, Section, Table
 from versatune_plugin.report.run_sections import run_sections

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from versatune_plugin import __version__
-from versatune_plugin.drawing import INK, MUTED, Mark
+from versatune_plugin.report.drawing import INK, MUTED, Mark
 from versatune_plugin.report.parts import Cell, Chart, Section
 
 _DASHES = {"-": "", "--": "5 3", ":": "1.5 2.5", "-.": "6 2.5 1.5 2.5"}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from versatune_plugin.drawing import Mark
+from versatune_plugin.report.drawing import Mark
 
 
 @dataclass(frozen=True)

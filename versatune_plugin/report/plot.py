@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from versatune_plugin.drawing import look, new_figure, save_png
+from versatune_plugin.report.drawing import look, new_figure, save_png
 from versatune_plugin.report.run_charts import draw_lines, draw_mixture, draw_references, loss_words
 from versatune_plugin.report.series import matrix
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from versatune_plugin.documents import read_document
-from versatune_plugin.drawing import visible
+from versatune_plugin.files.documents import read_document
+from versatune_plugin.report.drawing import visible
 
 _NUM_FAULTS_NAMED = 3
 _PLAIN = re.compile(rb"[ -\[\]-~]*")  # ASCII without escapes: it holds nothing to be made visible

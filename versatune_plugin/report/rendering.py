@@ -15,7 +15,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from versatune_plugin.drawing import GRID, INK, MUTED, PAPER, Mark, label, look, new_figure, save_png
+from versatune_plugin.report.drawing import GRID, INK, MUTED, PAPER, Mark, label, look, new_figure, save_png
 from versatune_plugin.report.parts import Chart
 
 WIDTH, HEIGHT = 4.8, 3.2

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from versatune_plugin.drawing import INK, MUTED, Mark, label, marks, over_steps, short
+from versatune_plugin.report.drawing import INK, MUTED, Mark, label, marks, over_steps, short
 from versatune_plugin.report.parts import Chart
 from versatune_plugin.report.series import (
     marks_note,

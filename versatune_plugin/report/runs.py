@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from versatune_plugin.drawing import visible
-from versatune_plugin.history import history_path
+from versatune_plugin.files.history import history_path
+from versatune_plugin.report.drawing import visible
 from versatune_plugin.report.summary import facts_of
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from versatune_plugin.drawing import NUM_MARKS
+from versatune_plugin.report.drawing import NUM_MARKS
 from versatune_plugin.report.summary import acted
 
 MAX_POINTS = 500

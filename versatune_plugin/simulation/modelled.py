@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from versatune_plugin import references
-from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.domains import in_domain_order
+from versatune_plugin.measuring import references
 from versatune_plugin.simulation.run import Losses, Measure
 
 _UNTRAINED = 1.5  # an unknown starting loss, in reference losses

@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
-from versatune_plugin import axolotl_config
-from versatune_plugin.blocks import readable
-from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.blocks import readable
 from versatune_plugin.domains import nearest
+from versatune_plugin.hosts.axolotl import config as axolotl_config
 from versatune_plugin.simulation.modelled import losses_and_assumptions
 from versatune_plugin.simulation.run import Run
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from versatune_plugin.config import VersaTuneConfig
-from versatune_plugin.history import history_path, read_history
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.files.history import history_path, read_history
 from versatune_plugin.simulation.run import Losses, Measure, Run
 
 NOT_TRAINED = (

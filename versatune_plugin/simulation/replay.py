@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from versatune_plugin import mixture as mixtures
-from versatune_plugin.config import VersaTuneConfig
-from versatune_plugin.mixture import Mixture
-from versatune_plugin.sampler import MixtureSampler
-from versatune_plugin.sections import SELF
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.sections import SELF
+from versatune_plugin.mixture import mixture as mixtures
+from versatune_plugin.mixture.mixture import Mixture
+from versatune_plugin.sampler.draws import MixtureSampler
 from versatune_plugin.simulation.run import Measure, Outcome, Run
 from versatune_plugin.simulation.variants import checked
 

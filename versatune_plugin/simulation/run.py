@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from versatune_plugin.config import VersaTuneConfig
+from versatune_plugin.config.block import VersaTuneConfig
 
 Measure = Callable[[int, np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
 """From an optimizer step and the rows drawn of each domain before it: losses, and the error of their change."""

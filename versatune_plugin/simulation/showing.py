@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 
-from versatune_plugin.drawing import aligned, label, new_figure, save_png
 from versatune_plugin.report import draw_mixture, summarise
+from versatune_plugin.report.drawing import aligned, label, new_figure, save_png
 from versatune_plugin.simulation.run import Outcome, Simulation
 
 _WIDTH, _TITLE_WIDTH = 110, 90  # characters

@@ -8,12 +8,12 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from versatune_plugin import references
-from versatune_plugin.blocks import readable
-from versatune_plugin.config import VersaTuneConfig
-from versatune_plugin.config_checks import domain_problems
-from versatune_plugin.detection import SCHEMA as DETECTION
-from versatune_plugin.documents import read_document
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.blocks import readable
+from versatune_plugin.config.checks import domain_problems
+from versatune_plugin.files.documents import read_document
+from versatune_plugin.measuring import references
+from versatune_plugin.measuring.detection.detect import SCHEMA as DETECTION
 
 
 def merged(block: Mapping, text: str) -> dict:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from versatune_plugin.drawing import marks
 from versatune_plugin.report.comparison.drawings import TARGET, Panel, draw_checkpoints, several_charts
 from versatune_plugin.report.comparison.gains import NO_GAINS, left_out, of_the_extremes
 from versatune_plugin.report.comparison.outcomes import Comparison, Outcome, mean
+from versatune_plugin.report.drawing import marks
 from versatune_plugin.report.parts import Chart, Section, Table
 from versatune_plugin.report.series import marks_note
 from versatune_plugin.report.series import sentences as sentences_of

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from versatune_plugin.drawing import INK, PAPER, Mark, short
+from versatune_plugin.report.drawing import INK, PAPER, Mark, short
 from versatune_plugin.report.parts import Chart
 
 TARGET = Mark(INK, "-", "")

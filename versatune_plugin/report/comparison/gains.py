@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from versatune_plugin.drawing import Mark, marks
 from versatune_plugin.report.comparison.drawings import Series, draw_bars, draw_radar, several_charts
 from versatune_plugin.report.comparison.outcomes import Comparison, mean
 from versatune_plugin.report.comparison.scores import Scores, comparable
+from versatune_plugin.report.drawing import Mark, marks
 from versatune_plugin.report.parts import Chart, Section, Table
 
 NO_GAINS = "No run has losses both before its first step and later, so what it gained is not known."

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from versatune_plugin.drawing import Mark, marks
 from versatune_plugin.report.comparison.drawings import draw_shares
 from versatune_plugin.report.comparison.outcomes import Comparison, union
+from versatune_plugin.report.drawing import Mark, marks
 from versatune_plugin.report.parts import Chart, Section, Table
 from versatune_plugin.report.series import marks_note
 

@@ -1,0 +1,386 @@
+"""`versatune check`: the plan is what `axolotl train` then does, mistakes come together, and no model is loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+pytest.importorskip("axolotl")
+
+from tests.hosts import runs
+from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
+from versatune_plugin import cli
+from versatune_plugin.hosts.axolotl import check as axolotl_planning
+from versatune_plugin.hosts.plan import format_plan
+
+ROOT = Path(__file__).parents[3]
+VARIANTS = {
+    "tokens": {"max_steps": None, "num_epochs": 1.5, "dataloader_num_workers": None},
+    "packed": {"max_steps": None, "sample_packing": True, "attn_implementation": "eager"},
+}
+BLOCKS = {
+    "tokens": {
+        "unit": "tokens",
+        "initial_proportions": {"law": 0.9, "medicine": 0.06, "code": 0.04},
+        "guards": {"floor": 0.1},
+        "probe": {"budget": 0.5},
+        "samples_per_epoch": 40,
+    },
+    "packed": {"initial_proportions": "proportional", "samples_per_epoch": 80, "update_interval": 0.25},
+}
+
+
+@pytest.fixture(scope="module")
+def light(workspace, tmp_path_factory) -> Path:
+    """The model's folder without its weights."""
+    folder = tmp_path_factory.mktemp("light") / "model"
+    shutil.copytree(workspace / "model", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
+@pytest.fixture
+def write(workspace, light, tmp_path, monkeypatch):
+    """Writes a YAML with changes and gives its path; the working directory is the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(block=None, **changes) -> Path:
+        config = axolotl_config(workspace, Path("out"), base_model=str(light), **changes)
+        config["versatune"] |= block or {}
+        path = Path("config.yml")
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+def check(path: Path, *arguments: str):
+    result = CliRunner().invoke(cli.main, ["check", str(path), *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert not Path("out").exists(), "nothing is written into output_dir"
+    return result
+
+
+def plan(path: Path) -> str:
+    result = check(path)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def mistakes(path: Path) -> list[str]:
+    result = check(path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()
+
+
+def facts(text: str) -> dict[str, str]:
+    """The lines of a plan by their heading."""
+    found, heading = {}, ""
+    for line in text[text.index("\nstrategy") :].splitlines():
+        words = line.split("  ", 1)
+        heading = words[0] or heading
+        found[heading] = f"{found.get(heading, '')} {words[-1].strip()}".strip()
+    return found
+
+
+# --- the plan and the run -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planned_and_run(workspace, tmp_path_factory):
+    """Of each variant its plan, the history of the training that followed, and its log; and of one what `check` said.
+
+    That one is checked by a process of its own meanwhile.
+    """
+    folder, paths = tmp_path_factory.mktemp("planned"), {}
+    for name, changes in VARIANTS.items():
+        (folder / name).mkdir()
+        config = axolotl_config(workspace, folder / name / "out", **changes)
+        config = {key: value for key, value in config.items() if value is not None}
+        config["versatune"] |= BLOCKS.get(name, {})
+        paths[name] = folder / name / "config.yml"
+        paths[name].write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "versatune_plugin.cli", "check", "config.yml"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    alone = subprocess.Popen(command, cwd=paths["tokens"].parent, env=environment, **pipes)
+    plans = {
+        name: axolotl_planning.plan_of(path, yaml.safe_load(path.read_text())) for name, path in reversed(paths.items())
+    }
+    said = alone.communicate(timeout=100)
+    assert alone.returncode == 0, said[1][-3000:]
+    assert not any((folder / name / "out").exists() for name in VARIANTS)
+    assert [file.name for file in paths["tokens"].parent.iterdir()] == ["config.yml"]
+    command = [sys.executable, "-m", "tests.hosts.axolotl.packing_parts", *map(str, paths.values())]
+    subprocess.run(command, cwd=ROOT, env=environment, check=False, timeout=120)
+    texts = {name: path.with_name("log.txt").read_text(encoding="utf-8") for name, path in paths.items()}
+    return {name: (plans[name], runs.history(path.parent / "out"), texts[name]) for name, path in paths.items()}, said
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_run_is_as_planned(planned_and_run, name):
+    plan, history, log = planned_and_run[0][name]
+    first, run = history[0], history[0]["run"]
+    assert list(first["num_rows_by_domain"].items()) == list(zip(plan.domains, plan.num_rows, strict=True))
+    assert list(first["proportions_before"].values()) == plan.start.tolist()
+    assert (run["num_steps"], run["update_interval"]) == (plan.num_steps, plan.interval)
+    assert run["look_ahead_steps"] == plan.look_ahead
+    assert run["predicted_probe_share"] == plan.probe.share
+    assert f"probe: {plan.probe}" in log
+    assert plan.probe.warning in log if plan.probe.warning else "more than probe.budget" not in log
+    assert len(history) == plan.probe.num_measurements
+    updates = [record["step"] for record in history[1:] if record["step"] % plan.interval == 0]
+    assert sum(step + plan.look_ahead < plan.num_steps for step in updates) == plan.num_updates
+    assert all(facts["rows"] == plan.probe.num_rows for facts in first["probe"].values())
+    assert history[-1]["epoch"] == pytest.approx(plan.num_steps / plan.steps_per_epoch)
+    if not plan.packed:
+        assert history[-1]["num_drawn"] == plan.num_steps * plan.rows_per_step
+
+
+def test_the_variants_differ_in_what_they_should(planned_and_run):
+    plans = {name: plan for name, (plan, *_) in planned_and_run[0].items()}
+    assert [plans[name].packed for name in VARIANTS] == [False, True]
+    assert plans["tokens"].rows_per_step == 4 < plans["packed"].rows_per_step
+    assert plans["tokens"].look_ahead > plans["packed"].look_ahead == 1
+    assert (plans["tokens"].start != plans["tokens"].asked).all(), "the floor moves the start"
+    assert plans["tokens"].probe.num_rows > 8, "the budget allows more than the fewest"
+
+
+def test_training_uses_the_rows_that_the_check_prepared(planned_and_run):
+    for name, (_, _, log) in planned_and_run[0].items():
+        assert log.count("Loading prepared dataset from disk") == 2 * len(DOMAINS), name
+        assert "Unable to find prepared dataset" not in log
+
+
+# --- what is said -------------------------------------------------------------------------------------------
+
+
+def test_nothing_but_the_plan_is_on_standard_output(planned_and_run):
+    by_name, (stdout, stderr) = planned_and_run
+    assert stdout.startswith("config.yml: no mistakes found. The plan of its run:\n\ndomain")
+    assert stdout.endswith(format_plan(by_name["tokens"][0]) + "\n")
+    assert "Processing datasets" not in stderr, "nor are Axolotl's lines shown that say nothing of the YAML"
+
+
+def test_a_model_without_weights_passes_and_the_plan_names_the_domains(write):
+    text = plan(write())
+    assert [line.split()[:3] for line in text.splitlines()[3:6]] == [[d, str(NUM_ROWS[d]), "12"] for d in DOMAINS]
+    said = facts(text)
+    assert said["steps"].startswith("20 of 4 rows each, 29 per epoch, on 1 process")
+    assert said["updates"] == "4 times, every 4 step(s); new proportions act 1 step after their update"
+    assert "raise versatune.update_interval" in said["losses"]
+    assert "made first" not in said
+    assert "whether the model loads" in said["not told"]
+
+
+def test_more_processes_take_more_rows_per_step(write, monkeypatch):
+    path = write()
+    assert "20 of 8 rows each, 15 per epoch, on 2 processes" in check(path, "--processes", "2").stdout
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "20 of 16 rows each" in plan(path)
+    assert os.environ["WORLD_SIZE"] == "4"
+
+
+def test_what_is_measured_first_is_named(write, light):
+    block = {
+        "initial_proportions": "detected",
+        "reference_losses": None,
+        "reference": {"model": str(light), "epochs": 2, "samples_per_epoch": 24},
+        "detection": {"num_samples": 50, "iterations": 2, "tolerance": 0},
+    }
+    path = write(block)
+    said = facts(plan(path))
+    assert said["start"].startswith("detected: versatune/detection.json is not there yet and will be made first")
+    assert f"detection: 2 x 50 texts of up to 256 tokens of '{light}', loaded here" in said["made first"]
+    assert "judged by a classifier fitted on the training rows" in said["made first"]
+    assert f"reference runs: '{light}' on 3 of 3 domains, 2 epoch(s) each" in said["made first"]
+    assert "steps: law 12, medicine 12, code 12" in said["made first"]
+    finished = Path("versatune/references.runs/law/run.json")
+    finished.parent.mkdir(parents=True)
+    finished.write_text(json.dumps({"schema": "versatune/reference-run", "version": 1, "identity": {}, "result": {}}))
+    said = facts(check(path, "--processes", "2").stdout)
+    assert "on 2 of 3 domains" in said["made first"]
+    assert "finished before, if their settings still hold: law" in said["made first"]
+    assert "steps: medicine 6, code 6" in said["made first"]
+    command = "config.yml --launcher torchrun -- --nproc_per_node 2"
+    assert f"axolotl versatune-detect config.yml && axolotl versatune-references {command}" in said["made first"]
+
+
+def test_a_model_that_may_be_on_a_hub_is_not_told_and_one_that_is_no_folder_is_a_mistake(write):
+    block = {"reference_losses": None, "reference": {"model": "org/small"}}
+    assert "whether a hub has 'org/small'" in facts(plan(write(block)))["not told"]
+    block |= {"initial_proportions": "detected", "detection": {"judge": {"model": "./judge"}}}
+    lines = mistakes(write(block | {"sigm": 1, "reference": {"model": "/no/where"}}, group_by_length=True))
+    assert len(lines) == 5
+    assert "- versatune.reference.model: there is no folder /no/where" in lines
+    assert "- versatune.detection.judge.model: there is no folder ./judge" in lines
+    assert any("group_by_length" in line for line in lines)
+
+
+def test_an_interval_that_lets_no_update_act_is_warned_of(write):
+    warning = "none that acts before the run ends warning: the mixture never changes in this run"
+    assert facts(plan(write({"update_interval": 20})))["updates"].startswith(warning)
+    assert facts(plan(write({"update_interval": 20, "strategy": "uniform"})))["updates"] == warning.split(" warning")[0]
+
+
+def test_the_rows_that_are_measured_are_said_not_those_asked_for(write):
+    said = facts(plan(write({"probe": {"rows_per_domain": 1000}})))
+    assert said["losses"].startswith("measured 6 times on all 12 held-out rows per domain")
+
+
+def test_settings_that_are_ours_and_settings_that_do_nothing_are_named(write):
+    block = {"strategy": "uniform", "domain_column": "subject"}
+    said = facts(plan(write(block, dataloader_num_workers=None, micro_batchsize=3)))
+    assert said["set by us"].startswith("dataloader_num_workers 1, dataloader_prefetch_factor 2")
+    assert "versatune.sigma, under this strategy" in said["unused"]
+    assert "versatune.domain_column: every dataset has its domain" in said["unused"]
+    assert "micro_batchsize: Axolotl does not know it; did you mean 'micro_batch_size'?" in said["unused"]
+
+
+def test_a_yaml_for_a_gpu_is_planned_on_a_machine_without_one(write):
+    result = check(write(bf16=True))
+    assert result.exit_code == 0
+    assert "whether a GPU can do what is asked of it" in facts(result.stdout)["not told"]
+    assert "bf16" not in result.stderr
+
+
+def test_a_block_without_datasets_is_checked_alone(tmp_path):
+    path = tmp_path / "block.yml"
+    path.write_text("versatune: {strategy: uniform, sigma: 2}")
+    assert "no mistakes found in its `versatune:` block (strategy uniform)" in plan(path)
+    assert "unused under this strategy: sigma" in plan(path)
+    path.write_text("versatune: {strategy: unifor, only_domain: law}")
+    assert len(mistakes(path)) == 3
+    path.write_text("versatune: {reference_losses: nowhere.json}")
+    assert "nowhere.json does not exist" in mistakes(path)[1]
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------
+
+
+def test_mistakes_in_the_block_in_the_rest_and_in_the_files_come_together(write):
+    path = write({"sigm": 1}, micro_batch_size="many", group_by_length=True)
+    config = yaml.safe_load(path.read_text())
+    config["datasets"][1]["path"] = "data/medicin.jsonl"
+    path.write_text(yaml.safe_dump(config))
+    lines = "\n".join(mistakes(path))
+    for phrase in (
+        "versatune.sigm: unknown key; did you mean 'sigma'?",
+        "group_by_length: cannot be combined with versatune",
+        "datasets[1] (domain 'medicine'): there is no file data/medicin.jsonl",
+        "micro_batch_size: Input should be a valid integer",
+    ):
+        assert phrase in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "block", "said"),
+    [
+        ({"load_in_8bit": True, "load_in_4bit": True}, {}, "load_in_8bit and load_in_4bit are not supported"),
+        ({"base_model": "/nowhere"}, {}, "/nowhere"),
+        ({"trainer_cls": None}, {"update_interval": 1000}, "update_interval is 1000 optimizer steps but the run has"),
+        ({"max_steps": None}, {"update_interval": 1000}, "update_interval is 1000 optimizer steps but the run has"),
+        ({}, {"only_domain": "law"}, "versatune.only_domain: filled by the plugin, not by you"),
+        ({}, {"reference_losses": "none.json"}, "none.json does not exist; give the numbers, the right path"),
+        ({}, {"guards": {"max_passes": 0.1}}, "versatune.guards.max_passes: the run draws 80 rows"),
+    ],
+    ids=["axolotl", "model", "interval-of-steps", "interval-of-epochs", "internal", "no-file", "guards"],
+)
+def test_a_mistake_is_one_readable_message(write, changes, block, said):
+    path = write(block, **{key: value for key, value in changes.items() if key != "base_model"})
+    if "base_model" in changes:
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    lines = "\n".join(mistakes(path))
+    assert lines.startswith("Error: config.yml cannot be run as it is:\n- ")
+    assert said in lines
+
+
+@pytest.mark.parametrize("rows", ["", '{"question": "Why?"}\n'], ids=["none", "of-another-format"])
+def test_rows_that_cannot_be_loaded_are_said_with_their_domain_and_file(write, rows):
+    path = write()
+    Path("rows.jsonl").write_text(rows)
+    config = yaml.safe_load(path.read_text())
+    config["test_datasets"][1]["path"] = "rows.jsonl"
+    path.write_text(yaml.safe_dump(config))
+    (_, line) = mistakes(path)
+    assert "rows.jsonl" in line
+    assert "domain 'medicine'" in line
+    assert "is empty" in line if not rows else "KeyError: 'instruction'" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"datasets": None}, "datasets: at least one dataset with a domain is needed"),
+        ({"datasets": {"path": "x"}}, "datasets: must be a list of datasets"),
+        ({"versatune": [1]}, "versatune: must be a block of keys, got [1]"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: must be above 0, got 0"),
+        ({"plugins": None}, "add versatune_plugin.VersaTunePlugin under `plugins:`"),
+        ({"plugins": ["versatune_plugin.VersaTunePlugin", "no.Plugin"]}, "plugins: no.Plugin cannot be loaded"),
+    ],
+    ids=["no-datasets", "datasets", "block", "accumulation", "no-plugin", "plugin"],
+)
+def test_one_mistake_is_one_line(write, monkeypatch, changes, said):
+    from axolotl.integrations.base import PluginManager
+
+    monkeypatch.setattr(PluginManager, "_instance", None)  # a command has a process of its own, without plugins
+    path = write()
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    (_, line) = mistakes(path)
+    assert said in line
+
+
+def test_a_key_that_is_given_twice_is_refused(write):
+    path = write()
+    path.write_text(path.read_text() + "seed: 8\n")
+    assert "the key 'seed' is given twice" in mistakes(path)[0]
+
+
+def test_a_domain_without_held_out_rows_is_named(write):
+    path = write()
+    config = yaml.safe_load(path.read_text())
+    del config["test_datasets"][2]
+    path.write_text(yaml.safe_dump(config))
+    assert "- test_datasets: no entry for domain 'code', so its loss cannot be measured" in mistakes(path)
+
+
+def test_a_detection_of_another_model_is_refused(write, light):
+    from versatune_plugin.files.documents import write_document
+    from versatune_plugin.measuring.detection.detect import SCHEMA
+
+    Path("versatune").mkdir()
+    document = {
+        "base_model": {"name": "other", "fingerprint": "content 0"},
+        "domains": list(DOMAINS),
+        "proportions": dict.fromkeys(DOMAINS, 1 / 3),
+        "data": None,
+        "asked": {},
+        "judge": {"kind": "classifier"},
+        "num_judged": 100,
+    }
+    write_document(Path("versatune/detection.json"), SCHEMA, document)
+    lines = "\n".join(mistakes(write({"initial_proportions": "detected"})))
+    assert "versatune/detection.json" in lines
+    assert "other" in lines
+    assert "versatune detect CONFIG --refresh" in lines
+
+
+def test_a_file_that_is_no_yaml_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "broken.yml"
+    path.write_text("a: [1\nb: 2\n")
+    lines = mistakes(path)
+    assert "broken.yml cannot be read as YAML" in lines[0]
+    assert any("line 2" in line for line in lines)
+
+
+def test_a_launcher_is_refused(write, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    result = check(write())
+    assert result.exit_code == 2
+    assert "--processes N" in result.stderr

@@ -1,0 +1,86 @@
+"""Axolotl runs of several real processes, against the same run in one."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+from tests.hosts import runs
+from tests.hosts.axolotl.test_runs import RECORDED, axolotl, command, environment
+from tests.hosts.test_processes import check_history, check_rows
+from tests.tiny import axolotl_config
+
+
+def axolotl_run(workspace: Path, folder: Path, **changes) -> dict:
+    """A config of 16 steps of 4 rows, whose steps Axolotl has to count."""
+    config = axolotl_config(workspace, folder / "out", save_strategy="no", **RECORDED, **changes)
+    del config["max_steps"], config["save_steps"]
+    config["versatune"]["samples_per_epoch"] = 32
+    config["plugins"] = ["tests.hosts.axolotl.parts.CpuRanks", *config["plugins"]]
+    return config
+
+
+@pytest.fixture(scope="module")
+def one(workspace, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("axolotl")
+    command(axolotl_run(workspace, folder), folder)
+    forks = [sys.executable, "-m", "tests.hosts.axolotl.forks", str(folder / "config.yml")]
+    assert subprocess.run(forks, env=environment(), check=False).returncode == 0, (folder / "log.txt").read_text()
+    return folder / "out"
+
+
+def check(several: Path, single: Path) -> None:
+    assert len(runs.stream(single)) == 16
+    check_rows(several, single, 2)
+    check_history(several, single, within=1e-4)
+
+
+def test_two_axolotl_processes_started_by_accelerate_do_what_one_does(workspace, tmp_path, one):
+    status, output = axolotl(
+        axolotl_run(workspace, tmp_path, gradient_accumulation_steps=1),
+        tmp_path,
+        *("--launcher", "accelerate", "--", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
+        ACCELERATE_USE_CPU="true",
+    )
+    assert status == 0, output[-3000:]
+    check(tmp_path / "out", one)
+
+
+ON_RAY = """
+import sys
+import ray
+from axolotl.cli.config import load_cfg
+from axolotl.cli.train import ray_train_func
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+cfg = load_cfg(sys.argv[1])
+ray.init(num_cpus=2, include_dashboard=False)
+TorchTrainer(
+    ray_train_func,
+    train_loop_config={"cfg": cfg.to_dict(), "cli_args": None},
+    scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}, use_gpu=False),
+    run_config=RunConfig(name="ray", storage_path=sys.argv[2]),
+).fit()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_two_workers_of_ray_do_what_one_process_does(workspace, tmp_path, one):
+    """As `axolotl train --use-ray`, which asks for GPUs: the worker gets the validated config, without `domain:`."""
+    more = {"use_ray": True, "ray_num_workers": 2, "resources_per_worker": {"CPU": 1}}
+    command(axolotl_run(workspace, tmp_path, gradient_accumulation_steps=1, **more), tmp_path)
+    finished = subprocess.run(
+        [sys.executable, "-c", ON_RAY, str(tmp_path / "config.yml"), str(tmp_path / "ray")],
+        env=environment(ACCELERATE_USE_CPU="true"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    check(tmp_path / "out", one)

@@ -1,0 +1,301 @@
+"""`axolotl versatune-references` with real processes: made on demand, killed, by two ranks, and used."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from datasets import Dataset
+
+pytest.importorskip("axolotl")
+
+from tests.hosts import runs
+from tests.hosts.axolotl.test_runs import axolotl, environment
+from tests.hosts.trl.test_references import numbers_of, other_model  # noqa: F401 - a fixture
+from tests.tiny import axolotl_config
+from versatune_plugin import cli
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.files.history import history_path
+from versatune_plugin.hosts.axolotl import measurements as axolotl_measurements
+from versatune_plugin.hosts.axolotl import references as axolotl_references
+from versatune_plugin.measuring import references
+from versatune_plugin.signals import learnable_potential
+
+TWO = ("law", "code")
+
+
+def config_of(workspace: Path, folder: Path, model: Path, domains=TWO, **reference) -> dict:
+    """A YAML whose reference losses are to be measured into `folder/measured/references.json`."""
+    config = axolotl_config(workspace, folder / "out", max_steps=4, num_epochs=1)
+    for key in ("datasets", "test_datasets"):
+        config[key] = [entry for entry in config[key] if entry["domain"] in domains]
+    config["versatune"] |= {
+        "update_interval": 2,
+        "reference_losses": str(folder / "measured" / "references.json"),
+        "reference": {"model": str(model), "epochs": 2, "samples_per_epoch": 8} | reference,
+    }
+    return config
+
+
+def detected(config: dict, folder: Path) -> dict:
+    """The YAML with a start that is to be detected into `folder/measured/detection.json`."""
+    detection = {"num_samples": 32, "iterations": 1, "max_new_tokens": 8, "batch_size": 32}
+    block = {"initial_proportions": str(folder / "measured" / "detection.json"), "detection": detection}
+    return config | {"versatune": config["versatune"] | block}
+
+
+def start(config: dict, folder: Path, *arguments: str, **more: str) -> subprocess.Popen:
+    """`versatune references` in a session of its own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, "-m", "versatune_plugin.cli", "references", str(folder / "config.yml"), *arguments],
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def to_its_end(process: subprocess.Popen) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def twin(workspace, tmp_path_factory) -> Path:
+    """The same model in another folder."""
+    return Path(shutil.copytree(workspace / "model", tmp_path_factory.mktemp("twin") / "model"))
+
+
+@pytest.fixture(scope="module")
+def made_on_demand(workspace, twin, tmp_path_factory):
+    """`axolotl train` where both files are missing."""
+    folder = tmp_path_factory.mktemp("demand")
+    config = detected(config_of(workspace, folder, twin), folder)
+    status, output = axolotl(config, folder)
+    assert status == 0, output[-3000:]
+    return config, folder, output
+
+
+def test_train_makes_a_missing_file_first_and_says_so(made_on_demand):
+    _, folder, output = made_on_demand
+    file = folder / "measured" / "references.json"
+    assert f"{file} does not exist: making it first" in output
+    assert "reference law 1/2: 2 epoch(s)" in output
+    document = references.read(file)
+    assert document["tokenizer"] == {"same": True, "reason": None}
+    for record in runs.history(folder / "out"):
+        losses = np.array([record["losses"][domain] for domain in TWO])
+        expected = np.array([document["reference_losses"][domain] for domain in TWO])
+        assert record["reference_losses"] == document["reference_losses"]
+        assert list(record["potential"].values()) == learnable_potential(losses, expected).tolist()
+
+
+def test_train_detects_its_start_first_and_says_so(made_on_demand):
+    _, folder, output = made_on_demand
+    file = folder / "measured" / "detection.json"
+    assert f"{file} does not exist: making it first" in output
+    assert f"start from {file} (classifier, " in output
+    assert runs.history(folder / "out")[0]["proportions"] == json.loads(file.read_text())["proportions"]
+
+
+def test_reference_runs_and_main_run_measure_the_very_same_rows(made_on_demand):
+    _, folder, _ = made_on_demand
+    document, first = references.read(folder / "measured" / "references.json"), runs.history(folder / "out")[0]
+    assert first["probe"] == document["probe"]["domains"]
+    assert first["losses"] == {domain: document["curves"][domain][0]["loss"] for domain in TWO}
+
+
+def test_what_a_finished_domain_leaves_is_its_history_and_its_yaml(made_on_demand):
+    _, folder, _ = made_on_demand
+    for domain in TWO:
+        left = {path.name for path in (folder / "measured" / "references.runs" / domain).iterdir()}
+        assert left == {"config.yml", "debug.log", "run.json", "versatune"}
+    written = yaml.safe_load((folder / "measured" / "references.runs" / "law" / "config.yml").read_text())
+    assert [entry["domain"] for entry in written["datasets"]] == ["law"]
+    assert "max_steps" not in written
+
+
+def test_command_killed_twice_gives_the_file_of_an_unbroken_one(workspace, twin, made_on_demand, tmp_path):
+    _, unbroken, _ = made_on_demand
+    config, measured = config_of(workspace, tmp_path, twin), tmp_path / "measured" / "references.runs"
+    process = start(config, tmp_path)
+    wait_for(lambda: list((measured / "law").glob("checkpoint-2/trainer_state.json")))
+    os.killpg(process.pid, signal.SIGKILL)  # the command and its run
+    to_its_end(process)
+    process = start(config, tmp_path)
+    wait_for((measured / "code" / "config.yml").exists)
+    os.kill(process.pid, signal.SIGKILL)  # the command alone: the run goes on
+    law = (measured / "law" / "run.json").stat().st_mtime_ns
+    status, output = to_its_end(start(config, tmp_path))
+    assert status == 0, output[-3000:]
+    assert "a run that it left behind, is at work" in output
+    assert "reference law 1/2: finished before" in output
+    assert "reference code 2/2: 2 epoch(s)" not in output
+    assert (measured / "law" / "run.json").stat().st_mtime_ns == law
+    expected = numbers_of(unbroken / "measured" / "references.json")
+    assert numbers_of(tmp_path / "measured" / "references.json") == expected
+    assert "domain  reference loss  at epoch  untrained  epochs  seconds" in output
+
+
+def test_file_that_fits_is_left_alone_and_one_that_does_not_names_refresh(made_on_demand):
+    config, folder, _ = made_on_demand
+    file = folder / "measured" / "references.json"
+    before = file.stat().st_mtime_ns
+    fits = start(config, folder)
+    changed = json.loads(json.dumps(config))
+    changed["versatune"]["reference"]["epochs"] = 3
+    changed |= {"warmup_steps": 6, "learning_rate": 0.5}
+    (folder / "other").mkdir()
+    stale = to_its_end(start(changed, folder / "other"))
+    assert stale[0] == 1
+    assert "its runs had epochs 2, the block's `reference:` has 3" in stale[1]
+    assert "this run has 0.5 (they may differ only without" in stale[1]
+    assert "config.yml --refresh" in stale[1]
+    assert "never reach the learning rate: law 6, code 6 step(s)" in stale[1]
+    status, output = to_its_end(fits)
+    assert status == 0
+    assert "is there and fits: nothing to do" in output
+    assert file.stat().st_mtime_ns == before
+
+
+def test_two_processes_measure_a_model_of_another_tokenizer_per_byte(workspace, other_model, tmp_path):  # noqa: F811
+    config = config_of(workspace, tmp_path, other_model, domains=("law",), epochs=1)
+    config |= {"gradient_accumulation_steps": 1, "sequence_len": 320}  # the longest row is of 274 bytes
+    config["plugins"] = ["tests.hosts.axolotl.parts.CpuRanks", *config["plugins"]]
+    arguments = ("--launcher", "torchrun", "--", "--nproc_per_node", "2")
+    status, output = to_its_end(start(config, tmp_path, *arguments, ACCELERATE_USE_CPU="true"))
+    assert status == 0, output[-3000:]
+    document = references.read(tmp_path / "measured" / "references.json")
+    assert document["unit"] == "nats per byte"
+    assert "measured in nats per UTF-8 byte" in output
+    (first, last) = document["curves"]["law"]
+    assert (first["step"], last["step"]) == (0, 2)  # 8 rows, 4 per step of both processes
+    record = json.loads(history_path(tmp_path / "measured" / "references.runs" / "law").read_text().splitlines()[0])
+    main, seen = document["probe"]["domains"]["law"], record["probe"]["law"]
+    assert main["target_bytes"] == seen["target_bytes"]  # answers alone are targets: the same text under both
+    assert main["target_tokens"] < seen["target_tokens"] == seen["target_bytes"] + seen["rows"]  # each ends with </s>
+    expected = np.log(259) * seen["target_tokens"] / seen["target_bytes"]
+    assert first["loss"] == pytest.approx(expected, rel=0.05)
+
+
+# Without processes
+
+
+def needed(file: Path, **block) -> VersaTuneConfig:
+    return VersaTuneConfig(initial_proportions="uniform", reference_losses=str(file), **block)
+
+
+def test_several_processes_stop_and_print_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["axolotl", "train", "my.yml"])
+    config = VersaTuneConfig(
+        initial_proportions=str(tmp_path / "d.json"),
+        reference_losses=str(tmp_path / "r.json"),
+        reference={"model": "small"},
+    )
+    commands = r"axolotl versatune-detect my\.yml && axolotl versatune-references my\.yml"
+    with pytest.raises(RuntimeError, match=commands) as error:
+        axolotl_measurements.make_what_is_missing(config, {})
+    assert "--launcher torchrun -- --nproc_per_node 2" in str(error.value)
+
+
+def test_missing_file_without_a_reference_model_names_the_ways_out(tmp_path):
+    with pytest.raises(RuntimeError, match=r"references.json does not exist; give the numbers, the right path"):
+        axolotl_measurements.make_what_is_missing(needed(tmp_path / "references.json"), {})
+
+
+ALONE = {"refresh": False, "launcher": "python", "launcher_args": [], "say": print}
+
+
+def test_command_refuses_to_run_in_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="starts the processes itself"):
+        axolotl_references.make_references(Path("my.yml"), **ALONE)
+
+
+def test_arguments_without_a_launcher_are_refused():
+    with pytest.raises(ValueError, match="--nproc_per_node 2, need --launcher accelerate or torchrun"):
+        axolotl_references.make_references(Path("my.yml"), **(ALONE | {"launcher_args": ["--nproc_per_node", "2"]}))
+
+
+def test_misspelt_option_is_no_argument_of_the_launcher(tmp_path):
+    (tmp_path / "my.yml").touch()
+    finished = CliRunner().invoke(cli.main, ["references", str(tmp_path / "my.yml"), "--refrehs"])
+    assert finished.exit_code == 2
+    assert "No such option" in finished.output
+
+
+def test_refresh_of_what_cannot_be_made_forgets_nothing(workspace, twin, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("no rows")
+
+    path, file = tmp_path / "config.yml", tmp_path / "measured" / "references.json"
+    path.write_text(yaml.safe_dump(config_of(workspace, tmp_path, twin)))
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr(axolotl_references, "_Work", refuse)
+    with pytest.raises(ValueError, match="no rows"):
+        axolotl_references.make_references(path, **(ALONE | {"refresh": True}))
+    assert file.exists()
+
+
+def rows_of(*texts: str) -> Dataset:
+    return Dataset.from_dict({"input_ids": [list(text.encode()) for text in texts]})
+
+
+def test_runs_that_had_other_rows_than_the_command_are_refused_by_domain(tmp_path):
+    work = object.__new__(axolotl_references._Work)
+    work.domains = ("law", "code", "tax")
+    train = {domain: rows_of(domain, "train") for domain in work.domains}
+    heldout = {domain: rows_of(domain, "heldout") for domain in work.domains}
+    work._reference = axolotl_references.Rows.of(train, heldout, 2, 5)
+    results = {d: {"probe": work._reference.probe[d], "data": work._reference.data[d]} for d in work.domains}
+    assert work._reference.are_those_of("law", results["law"] | {"data": None})
+    results["law"] = results["law"] | {"probe": {"fingerprint": "other"}}
+    results["code"] = results["code"] | {"data": "other"}
+    with pytest.raises(ValueError, match="the reference runs of 'law', 'code' had other rows"):
+        work.write(tmp_path / "references.json", results)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_a_yaml_compare_as_numbers_and_with_the_adapter_they_have():
+    cfg = {"learning_rate": "1e-4", "sequence_len": 64, "seed": 5}
+    full = axolotl_references.settings_of(cfg)
+    assert full == {"learning_rate": 1e-4, "adapter": "none: full fine-tune", "sequence_len": 64, "seed": 5}
+    lora = axolotl_references.settings_of(cfg | {"adapter": "lora", "lora_r": 8})["adapter"]
+    assert (lora["peft_type"], lora["lora_r"], lora["lora_alpha"]) == ("lora", 8, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        ({"reference": None}, "versatune.reference is missing"),
+        ({"reference_losses": {"law": 1.0, "code": 2.0}}, "gives the losses already"),
+    ],
+    ids=["no model", "numbers"],
+)
+def test_command_says_what_the_block_lacks(workspace, twin, tmp_path, changes, phrase):
+    config = config_of(workspace, tmp_path, twin)
+    config["versatune"] = {k: v for k, v in (config["versatune"] | changes).items() if v is not None}
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=phrase):
+        axolotl_references.make_references(path, **ALONE)

@@ -1,0 +1,189 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests.tiny import WORDS
+from versatune_plugin.measuring.detection.judges.classifier import MAX_ROWS, MIN_ROWS, ClassifierJudge
+from versatune_plugin.measuring.detection.judges.correction import corrected_proportions, soft_confusion
+
+DOMAINS = tuple(WORDS)
+NUM_TEXTS = {"law": 60, "medicine": 30, "code": 150}
+COMMON = ["the", "of", "and", "with", "for", "that", "was", "this", "from", "are", "not", "all"]
+
+
+def make_texts(domain: str, num_texts: int, seed: int = 0, share: float = 0.5) -> list[str]:
+    """Sentences of common words and, each with this share, words of the domain."""
+    rng = np.random.default_rng([seed, len(domain)])
+    lengths = rng.integers(6, 14, size=num_texts)
+    return [
+        " ".join(rng.choice(WORDS[domain] if rng.random() < share else COMMON) for _ in range(length))
+        for length in lengths
+    ]
+
+
+@pytest.fixture(scope="module")
+def texts_by_domain():
+    return {domain: make_texts(domain, NUM_TEXTS[domain]) for domain in DOMAINS}
+
+
+@pytest.fixture(scope="module")
+def judge(texts_by_domain):
+    return ClassifierJudge.fit(texts_by_domain)
+
+
+# --- the classifier -----------------------------------------------------------------------------------------
+
+
+def test_separable_domains_are_told_apart(judge):
+    for domain_id, domain in enumerate(DOMAINS):
+        judgements = judge.judge(make_texts(domain, 50, seed=1))
+        assert judgements.dtype == np.float64
+        assert np.allclose(judgements.sum(axis=1), 1.0)
+        assert (judgements.argmax(axis=1) == domain_id).mean() >= 0.95
+
+
+def test_probabilities_are_as_right_as_they_say():
+    vague = {domain: make_texts(domain, 150, share=0.12) for domain in DOMAINS}
+    judge = ClassifierJudge.fit(vague)
+    fresh = np.concatenate([judge.judge(make_texts(domain, 150, seed=1, share=0.12)) for domain in DOMAINS])
+    right = fresh.argmax(axis=1) == np.repeat(np.arange(3), 150)
+    assert 0.5 < right.mean() < 0.9
+    assert fresh.max(axis=1).mean() == pytest.approx(right.mean(), abs=0.08)
+
+
+def test_sizes_of_the_datasets_do_not_matter(judge):
+    uniform = np.concatenate([judge.judge(make_texts(domain, 40, seed=2)) for domain in DOMAINS])
+    assert uniform.mean(axis=0) == pytest.approx(np.full(3, 1 / 3), abs=0.05)
+
+
+def test_permuting_domains_permutes_the_judgements(judge, texts_by_domain):
+    order = [2, 0, 1]
+    permuted = ClassifierJudge.fit({DOMAINS[place]: texts_by_domain[DOMAINS[place]] for place in order})
+    assert permuted.domains == tuple(DOMAINS[place] for place in order)
+    texts = make_texts("law", 20, seed=3) + make_texts("code", 20, seed=3)
+    assert permuted.judge(texts) == pytest.approx(judge.judge(texts)[:, order], abs=0.02)
+
+
+def test_same_texts_and_seed_give_the_same_judge(judge, texts_by_domain):
+    again = ClassifierJudge.fit(texts_by_domain)
+    texts = make_texts("medicine", 20, seed=4)
+    assert (again.judge(texts) == judge.judge(texts)).all()
+    assert again.identity() == judge.identity()
+    assert json.loads(json.dumps(judge.identity())) == judge.identity()
+
+
+def test_identity_changes_with_the_texts_and_the_seed(judge, texts_by_domain):
+    changed = texts_by_domain | {"law": texts_by_domain["law"][:-1]}
+    assert ClassifierJudge.fit(changed).identity() != judge.identity()
+    assert ClassifierJudge.fit(texts_by_domain, seed=1).identity() != judge.identity()
+
+
+def test_one_domain_gets_all(texts_by_domain):
+    judge = ClassifierJudge.fit({"law": texts_by_domain["law"]})
+    assert (judge.judge(["anything", ""]) == 1.0).all()
+    assert judge.report()["confusion"] == {"law": {"law": 1.0}}
+
+
+def test_text_of_which_nothing_is_known_gets_no_domain(judge):
+    assert judge.judge(["", "   ", "患者の熱", "суд и закон", "\ud800"]) == pytest.approx(np.full((5, 3), 1 / 3))
+    assert judge.judge([]).shape == (0, 3)
+
+
+def test_scripts_without_spaces_are_told_apart():
+    rng = np.random.default_rng(0)
+    letters = {"law": "法律裁判契約原告被告証拠", "medicine": "患者発熱手術血管神経症状"}
+    texts = {domain: ["".join(rng.choice(list(signs), 12)) for _ in range(30)] for domain, signs in letters.items()}
+    judgements = ClassifierJudge.fit(texts).judge(["被告の契約は裁判で", "血管の手術で患者は"])
+    assert judgements.argmax(axis=1).tolist() == [0, 1]
+
+
+def test_every_judgement_is_reported_once_and_in_order(judge):
+    rows = {}
+    texts = make_texts("law", 600, seed=5)
+    judgements = judge.judge(texts, lambda position, row: rows.setdefault(position, row.copy()))
+    assert list(rows) == list(range(600))
+    assert (np.array(list(rows.values())) == judgements).all()
+
+
+def test_report_holds_quality_sizes_and_speed(judge):
+    judge.judge(make_texts("law", 5))
+    report = json.loads(json.dumps(judge.report()))
+    assert report["held_out_accuracy"] >= 0.9
+    assert [sum(row.values()) for row in report["confusion"].values()] == pytest.approx([1.0] * 3)
+    assert report["num_rows"] == NUM_TEXTS
+    assert report["judgements_per_second"] > 0
+    assert judge.confusion.sum(axis=1) == pytest.approx(np.ones(3))
+
+
+def test_large_domains_are_cut_to_a_seeded_choice():
+    texts = {"law": [f"court {number}" for number in range(MAX_ROWS + 500)], "code": make_texts("code", 40)}
+    judge = ClassifierJudge.fit(texts)
+    assert judge.report()["num_rows_used"]["law"] == MAX_ROWS
+    assert judge.report()["num_rows"]["law"] == MAX_ROWS + 500
+
+
+def test_too_few_texts_are_refused_with_the_domain_and_the_number(texts_by_domain):
+    few = {"law": ["one", "two", "two", " "], "medicine": [], "code": texts_by_domain["code"]}
+    with pytest.raises(ValueError, match=f"at least {MIN_ROWS} different.*'law' has 2, domain 'medicine' has 0"):
+        ClassifierJudge.fit(few)
+
+
+def test_no_domain_is_refused():
+    with pytest.raises(ValueError, match="at least one domain"):
+        ClassifierJudge.fit({})
+
+
+# --- the correction -----------------------------------------------------------------------------------------
+
+CONFUSION = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.0, 0.2, 0.8]])
+
+
+def simulated(proportions, num_texts=20_000, seed=0):
+    """Hard judgements of texts whose domains are drawn by the proportions and mistaken by CONFUSION."""
+    rng = np.random.default_rng(seed)
+    domain_ids = rng.choice(3, size=num_texts, p=proportions)
+    answers = (rng.random(num_texts)[:, None] > CONFUSION[domain_ids].cumsum(axis=1)).sum(axis=1).clip(max=2)
+    return np.eye(3)[answers], domain_ids
+
+
+@pytest.mark.parametrize("proportions", [(0.7, 0.2, 0.1), (0.05, 0.05, 0.9), (1 / 3, 1 / 3, 1 / 3)])
+def test_correction_recovers_a_known_shift(proportions):
+    judgements, _ = simulated(proportions)
+    corrected = corrected_proportions(judgements, np.ones(len(judgements)), CONFUSION)
+    assert corrected.sum() == pytest.approx(1.0)
+    assert corrected == pytest.approx(np.array(proportions), abs=0.02)
+
+
+def test_correction_leaves_judgements_of_a_perfect_judge_alone():
+    judgements, _ = simulated((0.5, 0.3, 0.2))
+    weights = np.random.default_rng(1).uniform(1, 9, len(judgements))
+    corrected = corrected_proportions(judgements, weights, np.eye(3))
+    assert corrected == pytest.approx(weights @ judgements / weights.sum(), abs=1e-6)
+
+
+def test_correction_leaves_unshifted_judgements_alone():
+    judgements, domain_ids = simulated((0.5, 0.3, 0.2))
+    corrected = corrected_proportions(judgements, np.ones(len(judgements)), soft_confusion(judgements, domain_ids))
+    assert corrected == pytest.approx(np.bincount(domain_ids) / len(domain_ids), abs=1e-5)
+
+
+def test_impossible_mean_is_corrected_to_the_edge_and_never_below_zero():
+    corrected = corrected_proportions(np.array([[1.0, 0.0, 0.0]]), np.ones(1), CONFUSION)
+    assert corrected == pytest.approx([1.0, 0.0, 0.0], abs=1e-3)
+    assert (corrected >= 0).all()
+
+
+def test_soft_confusion_weighs_texts():
+    judgements = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    confusion = soft_confusion(judgements, np.array([0, 0, 1]), np.array([3.0, 1.0, 2.0]))
+    assert confusion == pytest.approx(np.array([[0.75, 0.25], [0.5, 0.5]]))
+
+
+def test_wrong_confusion_is_refused():
+    with pytest.raises(ValueError, match=r"must have shape \(3, 3\)"):
+        corrected_proportions(np.eye(3), np.ones(3), np.eye(2))
+    with pytest.raises(ValueError, match="probabilities that sum to 1"):
+        corrected_proportions(np.eye(3), np.ones(3), 2 * np.eye(3))
+    with pytest.raises(ValueError, match="texts of every domain; none of domain number 2"):
+        soft_confusion(np.eye(3), np.array([0, 1, 1]))

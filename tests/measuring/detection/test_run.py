@@ -1,0 +1,274 @@
+"""`versatune detect` as a user gives it: a YAML of the tiny workspace, a real model, the embedded judge."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+from click.testing import CliRunner
+
+from tests.tiny import DOMAINS, axolotl_config, make_rows, write_jsonl
+from versatune_plugin.cli import main
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.measuring.detection.run import BaseModel, base_model_of, with_detected_start
+
+ROOT = Path(__file__).parents[3]
+LOGGER = logging.getLogger(__name__)
+FILE = Path("versatune/detection.json")
+DETECTION = {"num_samples": 64, "iterations": 2, "max_new_tokens": 12, "batch_size": 32}
+
+
+@pytest.fixture
+def here(workspace, tmp_path, monkeypatch):
+    """A folder of the user's with its own copy of the data and the model."""
+    shutil.copytree(workspace / "data", tmp_path / "data")
+    shutil.copytree(workspace / "model", tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_yaml(folder: Path, detection: dict = DETECTION, **changes) -> Path:
+    config = axolotl_config(folder, folder / "out", **changes)
+    config["versatune"] |= {"initial_proportions": "detected", "detection": detection}
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def versatune(*arguments, **environment) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], env=environment or None)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def document() -> dict:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def measured(path: Path) -> dict:
+    """A detection without what differs between two equal ones."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("created", "seconds"):
+        del result[key]
+    for key in ("fit_seconds", "num_judged", "judgements_per_second"):
+        del result["judge_report"][key]
+    return result
+
+
+def test_a_yaml_becomes_a_file_a_plot_and_a_table(here):
+    status, output = versatune("detect", write_yaml(here), "--show")
+    assert status == 0, output
+    found = document()
+    assert sum(found["proportions"].values()) == pytest.approx(1, abs=1e-12)
+    assert list(found["proportions"]) == list(DOMAINS) == found["domains"]
+    assert (found["num_samples"], len(found["by_count"]["tokens"]["per_iteration"])) == (128, 2)
+    assert found["model"]["start_token"] == "<s>"
+    assert found["base_model"]["name"] == str(here / "model")
+    assert 0.8 < found["judge_report"]["held_out_accuracy"] <= 1
+    assert FILE.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for phrase in ("95 % interval", "law: the 10 most typical of", "judge: classifier", "samples start from '<s>'"):
+        assert phrase in output, phrase
+
+
+def test_a_file_that_fits_is_shown_again_and_left_alone(here):
+    path = write_yaml(here)
+    versatune("detect", path)
+    before = FILE.stat().st_mtime_ns
+    status, output = versatune("detect", path)
+    assert status == 0
+    assert "is there and fits" in output
+    assert FILE.stat().st_mtime_ns == before
+
+
+def test_a_refreshed_detection_uses_its_cached_samples_and_another_judge_does_too(here):
+    path = write_yaml(here)
+    versatune("detect", path)
+    first = measured(FILE)
+    (samples,) = (FILE.parent / "cache").glob("samples-*.jsonl")
+    before = samples.stat().st_mtime_ns
+    assert versatune("detect", path, "--refresh")[0] == 0
+    assert measured(FILE) == first
+    corrected = DETECTION | {"judge": {"label_shift_correction": True}}
+    assert versatune("detect", write_yaml(here, corrected), "--refresh")[0] == 0
+    assert document()["corrected"]
+    assert samples.stat().st_mtime_ns == before, "samples were drawn again"
+
+
+def test_the_start_of_a_run_is_what_was_detected(here):
+    path = write_yaml(here)
+    versatune("detect", path)
+    raw = yaml.safe_load(path.read_text())
+    found = list(document()["proportions"].values())
+    rows = dict.fromkeys(DOMAINS, 10)
+    for strategy, power in (("versatune", 1), ("constant", 1), ("inverse", -1)):
+        config = VersaTuneConfig.model_validate(raw["versatune"] | {"strategy": strategy})
+        config = with_detected_start(config, DOMAINS, base_model_of(raw), lambda: texts_of(here), LOGGER)
+        expected = np.array(found) ** power
+        assert config.initial_vector(rows) == pytest.approx(expected / expected.sum(), abs=1e-12)
+
+
+def texts_of(folder: Path) -> dict:
+    from datasets import load_dataset
+
+    from versatune_plugin.measuring.detection.texts import row_texts
+
+    files = {domain: str(folder / "data" / domain / "train.jsonl") for domain in DOMAINS}
+    return {d: row_texts(load_dataset("json", data_files=file, split="train")) for d, file in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"count": "tokens"}, "count was 'samples', is now 'tokens'"),
+        ({"num_samples": 96, "seed": 1}, "num_samples was 64, is now 96; seed was 0, is now 1"),
+        ({"judge": {"endpoint": "http://a/v1", "model": "m"}}, "judge.model was None, is now 'm'"),
+    ],
+)
+def test_a_file_made_with_other_settings_is_refused(here, changes, said):
+    versatune("detect", write_yaml(here))
+    status, output = versatune("detect", write_yaml(here, DETECTION | changes))
+    assert status == 1
+    assert f"was made with other settings: {said}" in output
+    assert "--refresh" in output
+
+
+def test_pace_and_place_of_an_endpoint_are_no_other_settings(here):
+    versatune("detect", write_yaml(here))
+    assert versatune("detect", write_yaml(here, DETECTION | {"judge": {"concurrency": 2}}))[0] == 0
+
+
+def test_a_revision_is_part_of_what_a_model_is(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "versatune_plugin.measuring.detection.generation.model_fingerprint", lambda *given: seen.append(given) or "f"
+    )
+    base = base_model_of({"base_model": "org/m", "revision_of_model": "v2", "lora_model_dir": "adapter"})
+    assert base.fingerprint() == "f+f"
+    assert seen == [("org/m", "v2"), ("adapter", None)]
+
+
+def test_a_missing_file_is_an_error_that_names_the_command(here):
+    config = VersaTuneConfig(initial_proportions="detected", reference_losses="self")
+    with pytest.raises(ValueError, match=r"detection\.json does not exist; `versatune detect CONFIG` makes it"):
+        with_detected_start(config, DOMAINS, BaseModel(str(here / "model")), dict, LOGGER)
+
+
+def test_data_that_changed_is_named(here):
+    path = write_yaml(here)
+    versatune("detect", path)
+    write_jsonl(here / "data" / "law" / "train.jsonl", make_rows("law", 50))
+    status, output = versatune("detect", path)
+    assert status == 1
+    assert "the data of 'law' has changed since" in output
+    assert "--refresh" in output
+    assert versatune("detect", path, "--refresh")[0] == 0
+
+
+def test_a_model_that_changed_is_named(here):
+    path = write_yaml(here)
+    versatune("detect", path)
+    weights = here / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    status, output = versatune("detect", path)
+    assert status == 1
+    assert "was measured on a different model" in output
+
+
+def test_a_file_of_other_domains_is_refused(here):
+    path = write_yaml(here)
+    versatune("detect", path)
+    path.write_text(path.read_text().replace("domain: code", "domain: coding").replace("code: 5.0", "coding: 5.0"))
+    status, output = versatune("detect", path)
+    assert status == 1
+    assert "unknown domain 'code'; did you mean 'coding'?" in output
+
+
+def test_every_mistake_of_a_yaml_is_named_before_a_model_is_loaded(here):
+    path = write_yaml(here, {"num_sample": 5, "judge": {"endpoint": "http://a/v1"}}, base_model="/nowhere")
+    status, output = versatune("detect", path)
+    assert status == 1
+    assert "versatune.detection.num_sample: unknown key; did you mean 'num_samples'?" in output
+    assert "versatune.detection.judge.model: an endpoint needs the name of the model" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("a: [", "is not YAML"),
+        ("- a", "must hold keys"),
+        ("base_model: m", "has no `versatune:` block"),
+        ("versatune: {}", "base_model is missing"),
+    ],
+)
+def test_a_file_that_is_no_such_yaml_is_an_error_that_says_so(here, text, phrase):
+    (here / "other.yml").write_text(text)
+    status, output = versatune("detect", "other.yml")
+    assert status == 1
+    assert phrase in output
+
+
+def test_an_endpoint_that_is_down_is_an_error_with_its_url_and_without_the_key(here):
+    judge = {"endpoint": "http://127.0.0.1:9/v1", "model": "m"}
+    status, output = versatune("detect", write_yaml(here, DETECTION | {"judge": judge}), OPENAI_API_KEY="sk-secret-1")
+    assert status == 1
+    assert "http://127.0.0.1:9/v1 cannot be reached" in output
+    assert "sk-secret" not in output
+
+
+def test_several_processes_are_refused(here):
+    status, output = versatune("detect", write_yaml(here), WORLD_SIZE="2")
+    assert status == 2
+    assert "detection runs as one process" in output
+
+
+def test_detections_are_compared_side_by_side(here):
+    versatune("detect", write_yaml(here))
+    shutil.copy(FILE, "other.json")
+    status, output = versatune("detect", "--compare", FILE, "other.json")
+    assert status == 0, output
+    assert output.count("95 % interval") == 2
+    assert Path("detections.png").exists()
+    status, output = versatune("detect", FILE, "other.json")
+    assert status == 2
+    assert "--compare" in output
+
+
+@pytest.mark.parametrize("num_lines", [20, 700])
+def test_a_killed_command_goes_on_where_it_was(here, num_lines):
+    path = write_yaml(here, DETECTION | {"num_samples": 512, "batch_size": 64, "max_new_tokens": 30, "tolerance": 0.0})
+    command = [sys.executable, "-m", "versatune_plugin.cli", "detect", str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while num_cached("samples") < num_lines and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not FILE.exists()
+    kept = num_cached("samples")
+    assert kept >= num_lines
+    status, output = versatune("detect", path)
+    assert status == 0, output
+    killed = measured(FILE)
+    assert num_cached("samples") == 2 * 512 + 1, "samples were drawn twice"
+    shutil.rmtree(FILE.parent)
+    assert versatune("detect", path)[0] == 0
+    assert measured(FILE) == killed
+
+
+def num_cached(kind: str) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in (FILE.parent / "cache").glob(f"{kind}-*.jsonl"))

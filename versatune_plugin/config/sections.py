@@ -1,0 +1,290 @@
+"""Pydantic models of the blocks inside the `versatune:` block."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Discriminator, Field, Tag
+
+from versatune_plugin.config.blocks import Block, Problem
+
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"  # a key itself, put there by mistake, is mostly none
+
+_CEILING = 0.8  # of a target's share; ours
+
+SELF = "self"
+"""As `reference_losses`: the lowest loss that the run itself has reached so far."""
+
+_Number = Annotated[float, Field(strict=True)]
+_Numbers = Annotated[dict[str, _Number], Tag("numbers")]
+
+
+def _kind(value) -> str:
+    return "numbers" if isinstance(value, Mapping) else "name"
+
+
+# A number per domain, or one value; the tag keeps a mistake in one out of the other's error messages.
+NumbersOrName = Annotated[_Numbers | Annotated[str, Tag("name")], Discriminator(_kind)]
+NumbersOrNumber = Annotated[_Numbers | Annotated[_Number, Tag("name")], Discriminator(_kind)]
+_Names = Annotated[list[str], Field(min_length=1, json_schema_extra={"uniqueItems": True}), Tag("names")]
+NameOrNames = Annotated[
+    _Names | Annotated[str, Tag("name")],
+    Discriminator(lambda value: "names" if isinstance(value, list) else "name"),
+]
+
+
+class ProbeConfig(Block):
+    """The fixed held-out rows on which losses are measured."""
+
+    rows_per_domain: int | None = Field(
+        None,
+        ge=0,
+        strict=True,
+        description="Held-out rows per domain; 0: measure nothing (fixed strategies only). Default: 8 to 128, as many "
+        "as `budget` allows. Ours.",
+    )
+    budget: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        strict=True,
+        description="Share of the run's time that probes are predicted to stay under. Where `rows_per_domain` is "
+        "given, these rows are measured, and above this share the log warns. Ours.",
+    )
+
+
+class ExpansionConfig(Block):
+    """Domain expansion (arXiv 2411.11266, Algorithm 3), and the targets of the strategies it is compared with."""
+
+    domain: NameOrNames = Field(description="The target domain, or several.")
+    delta: float = Field(0.05, gt=0, lt=1, strict=True, description="Rise of the target's share per update. Ours.")
+    epsilon: float = Field(
+        0.05, ge=0, strict=True, description="Forgetting that a unit of the target's potential outweighs. Ours."
+    )
+    ceiling: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        strict=True,
+        description="Steps of delta do not take the target's share past it. Default: 0.8, or `start` where it is more. "
+        "Ours.",
+    )
+    start: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        strict=True,
+        description="The target's share from the first step; then the rule goes up, or, where the others forget too "
+        "much, down towards the initial share. Default: the paper's, which only goes up, from the initial share.",
+    )
+    hold: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        strict=True,
+        description="With a `start`: part of the run, from its beginning, in which the target's share is not lowered. "
+        "Ours.",
+    )
+    forgetting_since: Literal["update", "start"] = Field(
+        "update",
+        description="A loss counts as forgotten as far as it has risen since the last update, or since the run's first "
+        "measurement. Default: the paper's.",
+    )
+    delta_schedule: Literal["constant", "remaining"] = Field(
+        "constant",
+        description="`remaining`: delta times twice the part of the run that is left, so that the share rises early, "
+        "while the learning rate is high. Default: the paper's.",
+    )
+    margin: float = Field(
+        0.0,
+        ge=0,
+        strict=True,
+        description="Standard errors by which a loss must have risen to count as forgotten. Default: the paper's.",
+    )
+    share: float = Field(1.0, gt=0, le=1, strict=True, description="Strategy `specific`: the target's constant share.")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target domains."""
+        return (self.domain,) if isinstance(self.domain, str) else tuple(self.domain)
+
+    @property
+    def highest(self) -> float:
+        """The ceiling of the targets' share."""
+        return max(_CEILING, self.start or 0.0) if self.ceiling is None else self.ceiling
+
+    def problems(self) -> list[Problem]:
+        """A start above the ceiling, keys that need others, a target named twice."""
+        problems: list[Problem] = []
+        if self.start is not None and self.start > self.highest:
+            problems.append((("start",), f"must not be above `ceiling`, {self.ceiling:g}"))
+        if self.hold and self.start is None:
+            problems.append((("hold",), "holds the share that `start` gives: give that, too"))
+        if self.margin and self.forgetting_since == "start":
+            problems.append(
+                (
+                    ("margin",),
+                    "needs `forgetting_since: update`: no error since the start is known",
+                )
+            )
+        if len(set(self.targets)) < len(self.targets):
+            problems.append((("domain",), "names a domain twice"))
+        return problems
+
+
+class StagesConfig(Block):
+    """The staged strategies (arXiv 2310.05492)."""
+
+    general: str | None = Field(
+        None, description="The domain that comes last. Default: the one named `general`, or the last of `order`."
+    )
+    order: list[str] | None = Field(
+        None, description="Strategy `sequential`: every domain once. Default: as in the datasets, the general one last."
+    )
+    kappa: float = Field(
+        1 / 256,
+        gt=0,
+        le=1,
+        strict=True,
+        description="Strategy `dmt`: share of each specialised set that is mixed into the second stage (section 3.5).",
+    )
+
+    def general_of(self, domains: Sequence[str]) -> str | None:
+        """The domain that comes last; None where only `order` tells."""
+        return self.general or ("general" if "general" in domains and not self.order else None)
+
+
+class ODMConfig(Block):
+    """Online data mixing (arXiv 2312.02406)."""
+
+    alpha: float = Field(
+        0.5, ge=0, lt=1, strict=True, description="Weight of the past in the reward estimates. From the authors' runs."
+    )
+    warm_up: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        strict=True,
+        description="Share of the run in which the initial proportions stay. From the authors' runs.",
+    )
+
+
+class GuardsConfig(Block):
+    """Bounds on the proportions of any strategy that sets them itself; the defaults bound nothing. Ours."""
+
+    floor: NumbersOrNumber = Field(0.0, description="Least proportion, for all domains or per domain.")
+    ceiling: NumbersOrNumber = Field(1.0, description="Highest proportion, for all domains or per domain.")
+    max_passes: float | None = Field(
+        None, gt=0, strict=True, description="How often a run may pass over a domain's rows. Default: no limit."
+    )
+    max_change: float | None = Field(
+        None, gt=0, le=1, strict=True, description="Largest change of a proportion per update. Default: no limit."
+    )
+    smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        strict=True,
+        description="Weight of the past in a moving average of the losses that the strategy sees; 0: raw losses.",
+    )
+
+    def problems(self) -> list[Problem]:
+        """Bounds outside [0, 1], or that leave no room between them."""
+        bounds = {"floor": self.floor, "ceiling": self.ceiling}
+        named = {key: value if isinstance(value, dict) else {None: value} for key, value in bounds.items()}
+        return [
+            ((key, *([domain] if domain else [])), f"must be between 0 and 1, got {number:g}")
+            for key, numbers in named.items()
+            for domain, number in numbers.items()
+            if not 0 <= number <= 1
+        ]
+
+    def vector(self, key: str, domains: Sequence[str]) -> np.ndarray:
+        """`floor` or `ceiling` in domain order, shape (num_domains,); a domain without one has no bound."""
+        value, without = getattr(self, key), type(self).model_fields[key].default
+        return np.array([value.get(d, without) if isinstance(value, dict) else value for d in domains], np.float64)
+
+
+class GeneratorConfig(Block):
+    """An OpenAI-compatible completions API that serves the base model, to sample from instead of loading it."""
+
+    endpoint: str = Field(min_length=1, description="Base URL, such as http://localhost:8000/v1.")
+    model: str | None = Field(None, description="The base model's name there. Default: the YAML's base_model.")
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=_VARIABLE, description="Environment variable with the key.")
+    concurrency: int = Field(32, ge=1, strict=True, description="Requests in flight.")
+
+
+class JudgeConfig(Block):
+    """Who tells to which domain a sampled text belongs.
+
+    With `endpoint` and `model` a chat model behind an OpenAI-compatible API, with `model` alone a local instruct
+    model, with neither a classifier fitted on the training rows.
+    """
+
+    endpoint: str | None = Field(None, min_length=1, description="Base URL, such as http://localhost:8000/v1.")
+    model: str | None = Field(None, min_length=1, description="Name of the model at the endpoint, or a local model.")
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=_VARIABLE, description="Environment variable with the key.")
+    concurrency: int = Field(32, ge=1, strict=True, description="Requests in flight at the endpoint.")
+    requests_per_minute: int | None = Field(None, ge=1, strict=True, description="Limit at the endpoint.")
+    max_text_tokens: int = Field(512, ge=16, strict=True, description="A sampled text is cut off after so many tokens.")
+    orders: int = Field(1, ge=1, strict=True, description="Orders of the options in which each text is asked.")
+    label_shift_correction: bool = Field(
+        False,
+        strict=True,
+        description="Correct the classifier's mean by its confusion matrix; hardly helps on generated text.",
+    )
+
+    def problems(self) -> list[Problem]:
+        """Keys that the kind of judge has no use for."""
+        problems = []
+        if self.endpoint and not self.model:
+            problems.append((("model",), "an endpoint needs the name of the model to ask there"))
+        if self.label_shift_correction and self.model:
+            problems.append((("label_shift_correction",), "only the classifier has it; leave `model` out, or this key"))
+        return problems
+
+
+class DetectionConfig(Block):
+    """Domain knowledge detection (arXiv 2411.11266, Algorithm 1)."""
+
+    num_samples: int = Field(40_000, ge=1, strict=True, description="Sequences per iteration (the paper's N_S).")
+    iterations: int = Field(5, ge=1, strict=True, description="Iterations (the paper's T).")
+    tolerance: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        strict=True,
+        description="Stop early when every domain's 95 % interval is narrower; 0: never. Ours.",
+    )
+    count: Literal["samples", "tokens"] = Field(
+        "samples", description="What a proportion counts: documents, or tokens. Both are in the file."
+    )
+    max_new_tokens: int = Field(256, ge=1, strict=True, description="Length limit of a sample. Ours.")
+    temperature: float = Field(1.0, gt=0, strict=True)
+    top_p: float = Field(1.0, gt=0, le=1, strict=True)
+    top_k: int = Field(0, ge=0, strict=True, description="0: no limit.")
+    batch_size: int = Field(64, ge=1, strict=True, description="Samples generated side by side.")
+    seed: int = Field(0, ge=0, strict=True)
+    start_token: str | Annotated[int, Field(strict=True)] | None = Field(
+        None, description="Token to sample from. Default: BOS, or the end-of-text token of a tokenizer without BOS."
+    )
+    descriptions: dict[str, str] = Field(
+        default_factory=dict, description="A line per domain that tells a judge what it holds."
+    )
+    generator: GeneratorConfig | None = Field(None, description="Default: the base model is loaded here.")
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+
+
+class ReferenceConfig(Block):
+    """The small model whose fine-tuned losses are the reference (arXiv 2411.11266, section 3.1)."""
+
+    model: str = Field(min_length=1, description="Name or path of the reference model, of the same tokenizer family.")
+    epochs: int = Field(4, ge=1, strict=True, description="Epochs per domain (the paper's T_ref).")
+    samples_per_epoch: int | None = Field(
+        None, ge=1, strict=True, description="Rows of a domain seen per epoch. Default: all of them."
+    )
+    stop_when_rising: bool = Field(
+        False,
+        strict=True,
+        description="End a domain's run after the first epoch whose loss has risen. Ours.",
+    )

@@ -1,0 +1,1 @@
+"""What is written and read: whole files, documents, cache, history, fingerprints of rows."""

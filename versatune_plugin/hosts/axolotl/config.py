@@ -1,0 +1,283 @@
+"""What the plugin checks and fills in an Axolotl config before Axolotl validates it; no Axolotl import.
+
+Axolotl's validation drops keys it does not know, such as `domain:` on a dataset, so the domains are copied into
+the `versatune:` block, which survives (also on the way to Ray workers).
+"""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from versatune_plugin.config.block import DEFAULT_SIGNAL, VersaTuneConfig, interval_problems
+from versatune_plugin.config.blocks import readable
+from versatune_plugin.config.checks import domain_problems
+from versatune_plugin.domains import is_domain_name, nearest
+from versatune_plugin.hosts import stream_checks
+
+BY_COLUMN = ""
+"""Stands for the domain of a dataset whose rows name their domain themselves."""
+
+INTERNAL_KEYS = tuple(
+    key
+    for key, field in VersaTuneConfig.model_fields.items()
+    if (field.description or "").startswith("Filled by the plugin")
+)
+"""Keys of the block that no user writes; they carry what is known on to Ray workers and reference runs."""
+
+UNUSED_IN_PACKING = {
+    "sample_packing_group_size": "a window of draws is packed before every optimizer step",
+    "sample_packing_mp_start_method": "one process packs",
+    "sample_packing_eff_est": "the efficiency is measured",
+}
+"""Keys of Axolotl's packing that mean nothing under a mixture, each with what is done instead."""
+
+_REFUSED = {
+    "pretraining_dataset": "rows without end have no epoch to mix; put the data under `datasets:`",
+    "rl": "the plugin mixes supervised fine-tuning only",
+    "reward_model": "the plugin mixes supervised fine-tuning only",
+    "process_reward_model": "the plugin mixes supervised fine-tuning only",
+    "curriculum_sampling": "it asks for the rows' own order, the mixture for another",
+    "group_by_length": "it orders rows by length, the mixture draws them by domain",
+    "auto_find_batch_size": "it changes the number of rows per step in the middle of a run",
+}
+
+
+def fill_in(cfg: dict) -> None:
+    """Check the `versatune:` block with everything around it, and note each dataset's domain in it.
+
+    Args:
+        cfg: The YAML as Axolotl read it; changed in place.
+
+    Raises:
+        ValueError: All mistakes together, one line each.
+    """
+    if cfg["versatune"] is None:
+        cfg["versatune"] = {}
+    block, problems = cfg["versatune"], []
+    if not isinstance(block, Mapping):
+        problems.append(f"versatune: must be a block of keys, got {block!r}")
+        block = {}
+    else:
+        try:
+            VersaTuneConfig.model_validate(dict(block))
+        except ValidationError as error:
+            problems += readable(error)
+    problems += _stream_problems(cfg, block, problems) if cfg.get("streaming") else []
+    problems += [
+        f"{key}: cannot be combined with versatune: {reason} (given: {cfg[key]!r})"
+        for key, reason in _REFUSED.items()
+        if cfg.get(key)
+    ]
+    problems += _packing_problems(cfg)
+    problems += [
+        f"{key}: must be above 0, got {cfg[key]!r}"
+        for key in ("micro_batch_size", "gradient_accumulation_steps", "num_epochs")
+        if isinstance(cfg.get(key), int | float) and cfg[key] <= 0
+    ]
+    problems += [
+        f"{key}: above 1 several processes work on the same rows, and versatune needs rows of its own on each"
+        for key in ("context_parallel_size", "tensor_parallel_size")
+        if (cfg.get(key) or 1) > 1
+    ]
+    paths = _paths_by_domain(block)
+    entries = {key: _entries(cfg, key, problems) for key in ("datasets", "test_datasets")}
+    train, problems_train = _domains_of(entries["datasets"], "datasets", block, "dataset_domains")
+    test, problems_test = _domains_of(entries["test_datasets"], "test_datasets", block, "test_dataset_domains")
+    problems += problems_train + problems_test
+    if train:  # else every name would be unknown
+        problems += _path_problems(entries, paths)
+    named = tuple(_domain_order(train, block))
+    if _measures(block):
+        problems += _heldout_problems(cfg, named, test, complete=bool(train) and not problems_train + problems_test)
+    if train and BY_COLUMN not in train and not problems_train:
+        problems += domain_problems(block, named)
+    if isinstance(cfg["versatune"], Mapping) and isinstance(cfg.get("max_steps"), int) and cfg["max_steps"] > 0:
+        problems += interval_problems(block, cfg["max_steps"])
+    if problems:
+        raise ValueError(f"versatune: {len(problems)} mistake(s) in the YAML:\n  " + "\n  ".join(problems))
+    cfg["versatune"]["dataset_domains"] = train
+    if test:
+        cfg["versatune"]["test_dataset_domains"] = test
+
+
+def _stream_problems(cfg: Mapping, block: Mapping, found: list[str]) -> list[str]:
+    """What stands in the way of `streaming: true`; the block is looked at where it has no mistakes."""
+    problems = [] if found else stream_checks.block_problems(VersaTuneConfig.model_validate(dict(block)))
+    if cfg.get("sample_packing"):
+        problems.append("streaming: with sample_packing Axolotl streams one dataset only: set one of the two to false")
+    if not cfg.get("max_steps"):
+        problems.append("streaming: a stream has no length, so max_steps must be given")
+    if cfg.get("dataloader_num_workers"):
+        problems.append(
+            f"dataloader_num_workers {cfg['dataloader_num_workers']}: a worker reads a copy of the streams that never "
+            "hears of new proportions: set it to 0"
+        )
+    elif cfg.get("dataloader_prefetch_factor") is not None:
+        problems.append(
+            f"dataloader_prefetch_factor {cfg['dataloader_prefetch_factor']}: streams are read without workers, which "
+            "alone prefetch: leave it out"
+        )
+    accelerator = cfg.get("accelerator_config")
+    if isinstance(accelerator, Mapping) and accelerator.get("dispatch_batches"):
+        problems.append("accelerator_config.dispatch_batches: every process reads the streams itself: set it to false")
+    return problems
+
+
+def loader_settings(cfg: Mapping) -> tuple[dict, str]:
+    """Keys of Axolotl's data loader that are set where the YAML leaves them out, and why."""
+    if cfg.get("streaming"):
+        settings: dict = {"accelerator_config": {**(cfg.get("accelerator_config") or {}), "dispatch_batches": False}}
+        if cfg.get("dataloader_num_workers") is None:  # Axolotl would set 1 or more
+            settings["dataloader_num_workers"] = 0
+        return settings, "streams are read where new proportions are known"
+    keys = ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory")
+    if any(cfg.get(key) is not None for key in keys):
+        return {}, ""
+    # Axolotl's own default prefetches 256 batches per worker: new proportions would act that much later
+    return {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 2}, "new proportions act soon"
+
+
+def unused_in_packing(cfg: Mapping) -> list[str]:
+    """Keys of Axolotl's packing that the YAML gives in vain."""
+    if not cfg.get("sample_packing"):
+        return []
+    return [
+        f"{key} has no effect under versatune: {instead}"
+        for key, instead in UNUSED_IN_PACKING.items()
+        if cfg.get(key) is not None
+    ]
+
+
+def internal_key_problems(block) -> list[str]:
+    """Keys that only the plugin fills in, where a user has written them."""
+    given = [key for key in INTERNAL_KEYS if isinstance(block, Mapping) and block.get(key) is not None]
+    return [f"versatune.{key}: filled by the plugin, not by you: leave it out" for key in given]
+
+
+def rows_per_step(cfg: Mapping) -> int:
+    """Rows of an optimizer step over all ranks, by a validated config.
+
+    Not its `batch_size`, which leaves out the other ranks on a Ray worker and shared batches everywhere.
+    """
+    shared = (cfg.get("accelerator_config") or {}).get("split_batches")
+    return cfg["micro_batch_size"] * cfg["gradient_accumulation_steps"] * (1 if shared else cfg["world_size"])
+
+
+def forgotten_block_problems(cfg: dict) -> list[str]:
+    """Signs that a YAML without a `versatune:` block was meant to have one."""
+    hint = nearest("versatune", cfg)
+    problems = [f"the plugin is listed but there is no `versatune:` block{hint}"] if "did you mean" in hint else []
+    datasets = cfg.get("datasets")
+    if isinstance(datasets, list) and any(isinstance(entry, Mapping) and entry.get("domain") for entry in datasets):
+        problems.append("datasets name their `domain:` but there is no `versatune:` block, so nothing would be mixed")
+    return problems
+
+
+def _packing_problems(cfg: dict) -> list[str]:
+    """What cannot be combined with `sample_packing`."""
+    shared = cfg.get("accelerator_config") if cfg.get("sample_packing") else None
+    return [
+        f"accelerator_config.{key}: cannot be combined with sample_packing: each process packs batches of its own"
+        for key in ("split_batches", "dispatch_batches")
+        if isinstance(shared, Mapping) and shared.get(key)
+    ]
+
+
+def _entries(cfg: dict, key: str, problems: list[str]) -> list[Mapping]:
+    """The dataset entries under a key; one that is no entry is a problem."""
+    entries = cfg.get(key) or []
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        problems.append(f"{key}: must be a list of datasets, each a block with a `path`, got {entries!r}")
+        return []
+    if not entries and key == "datasets":
+        problems.append("datasets: at least one dataset with a domain is needed")
+    return entries
+
+
+def _paths_by_domain(block: Mapping) -> dict[str, list[str]]:
+    """`versatune.domains` as far as it is well-formed; the block's own checks report the rest."""
+    given = block.get("domains")
+    given = given if isinstance(given, Mapping) else {}
+    return {
+        domain: [path for path in paths if isinstance(path, str)]
+        for domain, paths in given.items()
+        if isinstance(paths, list)
+    }
+
+
+def _domains_of(entries: list, key: str, block: Mapping, noted_key: str) -> tuple[list[str], list[str]]:
+    """The domain of each dataset entry, and what is wrong with them.
+
+    On a Ray worker, which gets the validated config, `domain:` is gone and what was noted before counts.
+    """
+    domain_of_path = {path: domain for domain, paths in _paths_by_domain(block).items() for path in paths}
+    noted = block.get(noted_key) or []
+    noted = noted if len(noted) == len(entries) else [None] * len(entries)
+    domains, problems = [], []
+    for number, (entry, before) in enumerate(zip(entries, noted, strict=True)):
+        where = f"{key}[{number}] ({entry.get('path')})"
+        own, mapped = entry.get("domain"), domain_of_path.get(entry.get("path"))
+        domain = next((name for name in (own, mapped, before) if name is not None), None)
+        if own is not None and mapped is not None and own != mapped:
+            problems.append(f"{where}: domain is {own!r} here and {mapped!r} in versatune.domains")
+        if domain is None and block.get("domain_column"):
+            domain = BY_COLUMN
+        elif domain is None:
+            problems.append(f"{where}: no domain; add `domain: NAME` to it, or its path to versatune.domains")
+        elif not is_domain_name(domain) and domain is not before:
+            problems.append(f"{where}: a domain must be a non-empty name without blanks around it, got {domain!r}")
+        domains.append(domain)
+    return domains, problems
+
+
+def _domain_order(train: list, block: Mapping) -> list[str]:
+    """Domains in the order of `versatune.domains`, then of their first dataset."""
+    return [d for d in dict.fromkeys([*_paths_by_domain(block), *train]) if d in train and is_domain_name(d)]
+
+
+def _path_problems(entries: Mapping[str, list], paths_by_domain: Mapping[str, list]) -> list[str]:
+    known = [entry.get("path") for key in entries for entry in entries[key]]
+    listed = [(domain, path) for domain, paths in paths_by_domain.items() for path in paths]
+    problems = [
+        f"versatune.domains.{domain}: no dataset has the path {path!r}{nearest(path, map(str, known))}"
+        for domain, path in listed
+        if path not in known
+    ]
+    twice = {path for _, path in listed if sum(path == other for _, other in listed) > 1}
+    return problems + [f"versatune.domains: the path {path!r} is listed more than once" for path in sorted(twice)]
+
+
+def _measures(block: Mapping) -> bool:
+    """Whether losses are measured on held-out rows, as far as a block with mistakes tells."""
+    probe, strategy = block.get("probe"), block.get("strategy")
+    signal = block.get("signal") or (DEFAULT_SIGNAL.get(strategy) if isinstance(strategy, str) else None)
+    return signal != "train" and (not isinstance(probe, Mapping) or probe.get("rows_per_domain") != 0)
+
+
+def _heldout_problems(cfg: dict, domains: tuple[str, ...], test: list[str], complete: bool) -> list[str]:
+    """Domains without held-out rows; `complete`: every dataset's domain is known."""
+    if not test and not cfg.get("test_datasets"):
+        if cfg.get("val_set_size") and not cfg.get("streaming"):
+            return []
+        if cfg.get("streaming"):
+            return ["no held-out rows to measure the domains on: none are split off streams: give test_datasets"]
+        return [
+            "no held-out rows to measure the domains on: set val_set_size above 0, or give test_datasets with a domain"
+        ]
+    if BY_COLUMN in test or not complete:
+        return []
+    problems = [
+        f"test_datasets: domain {domain!r} has no training dataset{nearest(domain, domains)}"
+        for domain in dict.fromkeys(test)
+        if domain not in domains
+    ]
+    return problems + [
+        f"test_datasets: no entry for domain {domain!r}, so its loss cannot be measured"
+        for domain in domains
+        if domain not in test
+    ]
+
+
+def domain_order(config: VersaTuneConfig) -> list[str]:
+    """Domains named in the YAML, in their order (those of a column are known only when rows are read)."""
+    return _domain_order(config.dataset_domains or [], {"domains": config.domains})

@@ -1,0 +1,141 @@
+"""What an Axolotl run needs measured first: the detected start and the reference losses, made, read and checked."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.files.history import write_atomically
+from versatune_plugin.hosts.axolotl.references import Rows, remedy, settings_of, without_launcher
+from versatune_plugin.hosts.checks import describe_model
+from versatune_plugin.hosts.stream_checks import fitted_on_rows
+from versatune_plugin.measuring import references
+from versatune_plugin.measuring.detection import run as detection_run
+
+logger = logging.getLogger("axolotl.versatune")
+
+
+def missing_files(config: VersaTuneConfig) -> dict[str, Path]:
+    """Files that the block needs and that are not there, by the command that makes them."""
+    return {
+        action: file
+        for action, file in (("detect", config.detection_file), ("references", config.references_file))
+        if file is not None and not file.exists()
+    }
+
+
+def models_of_missing(config: VersaTuneConfig, missing: Mapping[str, Path]) -> dict[str, str]:
+    """Models besides the base model that are loaded to make missing files, by the key that names them."""
+    judge = config.detection.judge if config.detection else None
+    models = {
+        "reference.model": config.reference.model if config.reference and "references" in missing else None,
+        "detection.judge.model": judge.model if judge and not judge.endpoint and "detect" in missing else None,
+    }
+    return {key: model for key, model in models.items() if model}
+
+
+def missing_problems(config: VersaTuneConfig, missing: Mapping[str, Path]) -> list[str]:
+    """Why missing files cannot be made; of a model's name on a hub, nothing is told."""
+    problems = []
+    if "references" in missing and config.reference is None:
+        problems.append(
+            f"versatune.reference_losses: {missing['references']} does not exist; give the numbers, the right path, or "
+            "`reference: {model: ...}` to make it with"
+        )
+    return problems + [
+        f"versatune.{key}: there is no folder {model}"
+        for key, model in models_of_missing(config, missing).items()
+        if (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).exists()
+    ]
+
+
+def commands_that_make(missing: Mapping[str, Path], path: Path | str, num_processes: int) -> str:
+    """What a user types to make missing files before a training by several processes.
+
+    The references are trained by as many processes: how they are launched belongs to what they are.
+    """
+    launched = {"references": f" --launcher torchrun -- --nproc_per_node {num_processes}"}
+    return " && ".join(f"axolotl versatune-{action} {path}{launched.get(action, '')}" for action in missing)
+
+
+def make_what_is_missing(config: VersaTuneConfig, raw: Mapping) -> None:
+    """Where a file that the block needs is missing, have it made: as one process here, under several by the user.
+
+    Args:
+        config: The block.
+        raw: The YAML as the user wrote it, with what the command line changed.
+
+    Raises:
+        RuntimeError: It cannot be made here; the message gives the command.
+    """
+    missing = missing_files(config)
+    if problems := missing_problems(config, missing):
+        raise RuntimeError("; ".join(problems))
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if missing and num_processes > 1:
+        commands = commands_that_make(missing, _config_in_arguments(), num_processes)
+        files = " and ".join(map(str, missing.values()))
+        raise RuntimeError(f"versatune needs {files}; make it first, as one process: {commands}")
+    for action, file in missing.items():
+        _make(action, file, raw)
+
+
+def _make(action: str, file: Path, raw: Mapping) -> None:
+    """Run our own command on the YAML in a process of its own, which leaves this one as if the file had been there."""
+    path = file.with_suffix(".made-with.yml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
+    logger.info("%s does not exist: making it first, as `axolotl versatune-%s %s` does", file, action, path)
+    command = [sys.executable, "-m", "versatune_plugin.cli", action, str(path)]
+    finished = subprocess.run(command, env=without_launcher(os.environ), check=False)
+    if finished.returncode:
+        raise RuntimeError(f"{file} could not be made (status {finished.returncode}): what was said stands above")
+
+
+def with_measurements(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping, heldout: Mapping) -> VersaTuneConfig:
+    """The block with the numbers of its files, which must fit the model and the rows of this run.
+
+    Args:
+        config: The block.
+        cfg: Axolotl's config.
+        raw: The YAML as the user wrote it.
+        train: Training rows per domain.
+        heldout: Held-out rows per domain.
+
+    Raises:
+        ValueError: A file does not fit; with all reasons and what to do.
+    """
+    return with_references(with_start(config, cfg, raw, tuple(train)), cfg, train, heldout)
+
+
+def with_start(config: VersaTuneConfig, cfg, raw: Mapping, domains: tuple[str, ...]) -> VersaTuneConfig:
+    """The first half of `with_measurements`: the numbers of a detection.json."""
+    texts = fitted_on_rows if cfg.streaming else lambda: detection_run.texts_of(raw, config)
+    return detection_run.with_detected_start(config, domains, detection_run.base_model_of(raw), texts, logger)
+
+
+def with_references(config: VersaTuneConfig, cfg, train: Mapping, heldout: Mapping) -> VersaTuneConfig:
+    """The second half of `with_measurements`: the numbers of a references.json."""
+    file, domains = config.references_file, tuple(train)
+    if file is None:
+        return config
+    command = remedy(_config_in_arguments())
+
+    def describe(model: str) -> dict:
+        return describe_model(model, cfg.revision_of_model if model == cfg.base_model else None)
+
+    config, document = references.of_file(config, domains, cfg.base_model, describe, command, settings_of(cfg))
+    rows = Rows.of(train, heldout, config.probe.rows_per_domain, cfg.seed)
+    references.refuse(file, document, references.row_misfits(document, rows.data, rows.probe), command)
+    logger.info(references.summary(document, file))
+    return config
+
+
+def _config_in_arguments() -> str:
+    """The YAML's path as it stands on the command line, or the word CONFIG."""
+    return next((word for word in sys.argv[1:] if word.endswith((".yml", ".yaml"))), "CONFIG")

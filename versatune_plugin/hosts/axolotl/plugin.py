@@ -1,0 +1,170 @@
+"""VersaTunePlugin: each Axolotl hook calls one thing of this package; no arithmetic."""
+
+import copy
+import logging
+import math
+
+from axolotl.common.datasets import TrainDatasetMeta
+from axolotl.integrations.base import BasePlugin, PluginManager
+
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.files import rows as data
+from versatune_plugin.hosts.axolotl import config as axolotl_config
+
+logger = logging.getLogger("axolotl.versatune")  # Axolotl shows only its own family of loggers
+
+
+class VersaTunePlugin(BasePlugin):
+    """Gives an Axolotl run a `versatune:` block; does nothing where the YAML has none."""
+
+    def register(self, cfg) -> None:
+        """Check the block with everything around it, before anything is loaded.
+
+        Raises:
+            ValueError: All mistakes together, one line each.
+        """
+        if "versatune" not in cfg:
+            problems = axolotl_config.forgotten_block_problems(cfg)
+            if problems:
+                raise ValueError("versatune: " + "; ".join(problems))
+            return
+        self._yaml = {key: value for key, value in _plain(cfg).items() if key != "axolotl_config_path"}
+        axolotl_config.fill_in(cfg)
+        settings, reason = axolotl_config.loader_settings(cfg)
+        for key, value in settings.items():
+            cfg[key] = value
+        if settings:
+            logger.info("%s: %s", ", ".join(f"{key} {value}" for key, value in settings.items()), reason)
+        for line in axolotl_config.unused_in_packing(cfg):
+            logger.warning(line)
+
+    def get_input_args(self) -> str:
+        """The args class that Axolotl merges into its schema."""
+        return "versatune_plugin.config.block.VersaTuneArgs"
+
+    def load_datasets(self, cfg, preprocess: bool = False) -> TrainDatasetMeta | None:
+        """Every domain's rows, prepared by Axolotl's own code and concatenated in domain order.
+
+        Before a training, measurements that the block names and that are missing are made, and their numbers take
+        the place of their files.
+        """
+        if not self._acts(cfg):
+            return None
+        from versatune_plugin.hosts.axolotl import measurements as axolotl_measurements
+        from versatune_plugin.hosts.axolotl.data import load_domains
+        from versatune_plugin.hosts.checks import check_domains_fit, num_rows, start_of, update_interval
+        from versatune_plugin.hosts.trainer import stand_in
+
+        config = block_of(cfg)
+        if problems := host_problems(cfg, config):
+            raise ValueError("versatune: " + "; ".join(problems))
+        if not preprocess:
+            axolotl_measurements.make_what_is_missing(config, self._yaml)
+        train, heldout = load_domains(cfg, config)
+        check_domains_fit(config, train, heldout)
+        if not preprocess:
+            config = axolotl_measurements.with_measurements(config, cfg, self._yaml, train, heldout)
+        num_samples = config.samples_per_epoch or sum(num_rows(train).values())
+        rows_per_step = axolotl_config.rows_per_step(cfg)
+        if cfg.sample_packing and not preprocess:  # preprocessing may come before the start is known
+            num_samples, rows_per_step = self._pack(cfg, config, train)
+        num_steps = math.ceil(num_samples * cfg.num_epochs / rows_per_step)  # as Axolotl counts them
+        if config.only_domain:  # a reference run is measured at the end of each epoch, so they have to be whole
+            num_steps = math.ceil(num_samples / rows_per_step) * math.ceil(cfg.num_epochs)
+        update_interval(config, cfg.max_steps or num_steps, math.ceil(num_samples / rows_per_step))
+        if not preprocess:
+            start_of(config, num_rows(train), cfg.max_steps or num_steps, rows_per_step)
+        self._config, self._train, self._heldout = config, train, heldout
+        return TrainDatasetMeta(
+            train_dataset=stand_in(train),
+            eval_dataset=data.join(list(heldout.values())) if heldout else None,
+            total_num_steps=cfg.max_steps if cfg.streaming else min(num_steps, cfg.max_steps or num_steps),
+        )
+
+    def get_trainer_cls(self, cfg):
+        """The class Axolotl would have used for this YAML, with the mixture."""
+        if not self._acts(cfg):
+            return None
+        from axolotl.core.trainers import AxolotlTrainer
+        from axolotl.utils.import_helper import get_cls_from_module_str
+
+        from versatune_plugin.hosts.trainer import make_trainer_class
+
+        base = get_cls_from_module_str(cfg.trainer_cls) if cfg.trainer_cls else AxolotlTrainer
+        if not cfg.sample_packing:
+            return make_trainer_class(base)
+        from versatune_plugin.hosts.axolotl.packing import AxolotlPackingMixin
+
+        return make_trainer_class(base, AxolotlPackingMixin)
+
+    def post_trainer_create(self, cfg, trainer) -> None:
+        """Hand the mixture to the trainer.
+
+        Raises:
+            RuntimeError: The trainer is not ours: the run would go on unmixed.
+        """
+        if not self._acts(cfg):
+            return
+        from versatune_plugin.hosts.trainer import VersaTuneMixin
+
+        if not isinstance(trainer, VersaTuneMixin):
+            raise RuntimeError(
+                f"versatune: Axolotl built a {type(trainer).__name__}, which cannot mix; nothing was mixed"
+            )
+        if cfg.sample_packing:
+            trainer.packing, trainer.packed_epoch = self._packing, self._packed_epoch
+        trainer.use_mixture(self._config, self._train, self._heldout, logger)
+
+    def _pack(self, cfg, config: VersaTuneConfig, train) -> tuple[int, int]:
+        """Rows of an epoch and of an optimizer step, about: how many are packed differs from step to step."""
+        from versatune_plugin.hosts.axolotl.packing import AxolotlPacking
+
+        self._packing = packing = AxolotlPacking.of(cfg)
+        self._packed_epoch = epoch = packing.epoch(config, train)
+        logger.info(
+            "sample_packing: %d bins of %d tokens per step, about %d rows, which wait %.1f steps for bins to fill; "
+            "%d steps per epoch",
+            packing.bins_per_batch * packing.batches_per_step,
+            packing.capacity,
+            epoch.rows_per_step,
+            epoch.waits,
+            epoch.steps,
+        )
+        return epoch.steps * epoch.rows_per_step, epoch.rows_per_step
+
+    def _acts(self, cfg) -> bool:
+        """Whether the YAML has our block; of two instances (by `plugins:` and by entry point) only the first acts."""
+        plugins = PluginManager.get_instance().plugins.values()
+        ours = [plugin for plugin in plugins if isinstance(plugin, VersaTunePlugin)]
+        return cfg.get("versatune") is not None and (not ours or ours[0] is self)
+
+
+def host_problems(cfg, config: VersaTuneConfig) -> list[str]:
+    """What in a validated config cannot be combined with the mixture, as far as it is told without rows."""
+    from versatune_plugin.hosts.checks import train_signal_problems
+
+    problems = [  # Axolotl takes the first plugin's trainer class and ignores the others silently
+        f"the plugin {name} brings a trainer class of its own; use one of the two"
+        for name, plugin in PluginManager.get_instance().plugins.items()
+        if not isinstance(plugin, VersaTunePlugin) and plugin.get_trainer_cls(cfg) is not None
+    ]
+    if cfg.model_config_type == "mamba":
+        problems.append("Axolotl's trainer for mamba models cannot mix")
+    if not config.measures_training:
+        return problems
+    if cfg.sample_packing:
+        problems.append(
+            "signal: train: a packed batch does not say which row a loss is of: set sample_packing to false, or use "
+            "signal: probe"
+        )
+    return problems + train_signal_problems(cfg)
+
+
+def block_of(cfg) -> VersaTuneConfig:
+    """The typed block; Axolotl turns it into a dict in which missing keys read as None."""
+    return VersaTuneConfig.model_validate(_plain(cfg["versatune"]))
+
+
+def _plain(block) -> dict:
+    """A plain copy of a dict of Axolotl's or of a user's."""
+    return copy.deepcopy(block.to_dict() if hasattr(block, "to_dict") else dict(block))

@@ -1,0 +1,306 @@
+"""What a trainer is given, checked before the host loads a model: domains, rows, training arguments, steps."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from datasets.fingerprint import Hasher
+
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.checks import domain_problems
+from versatune_plugin.domains import check_domain_names
+from versatune_plugin.files import rows as data
+from versatune_plugin.hosts import stream_checks
+
+DOMAIN_COLUMN = "domain"
+_WITHOUT_PADDING = ("packing", "padding_free", "sample_packing", "batch_flattening")
+
+
+def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset] | dict[str, IterableDataset]:
+    """Rows per domain from a dict of datasets or of streams, or from one Dataset with a domain column.
+
+    Raises:
+        ValueError: The rows are missing, have no domain, or are a stream where that cannot be; the message names the
+            argument.
+    """
+    if rows is None:
+        if name == "eval_dataset" and not config.measures_probes:
+            return {}
+        raise ValueError(f"{name} is missing: give a dict of datasets per domain, or a Dataset with a domain column")
+    if isinstance(rows, Dataset):
+        column = config.domain_column or DOMAIN_COLUMN
+        try:
+            return data.split_by_column(rows, column)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; or give a dict of datasets per domain") from error
+    if not isinstance(rows, Mapping):
+        raise ValueError(
+            f"{name} must be a dict of datasets per domain or a Dataset with a domain column, got {type(rows).__name__}"
+        )
+    check_domain_names(list(rows), name)
+    for domain, part in rows.items():
+        if isinstance(part, IterableDataset) and name == "eval_dataset":
+            raise ValueError(f"{name}[{domain!r}] is a stream: {stream_checks.HELD_OUT}")
+        if not isinstance(part, Dataset | IterableDataset):
+            raise ValueError(f"{name}[{domain!r}] must be a datasets.Dataset, got {type(part).__name__}")
+    if any(map(is_stream, rows.values())) and not are_streams(rows):
+        known = ", ".join(repr(domain) for domain, part in rows.items() if not is_stream(part))
+        raise ValueError(f"{name}: some domains are streams, so all must be: give {known} as .to_iterable_dataset()")
+    return dict(rows)
+
+
+def is_stream(rows) -> bool:
+    """Whether rows can be read in their own order only."""
+    return isinstance(rows, IterableDataset)
+
+
+def source_problems(streams: Mapping[str, IterableDataset]) -> list[str]:
+    """Streams that give no row, or that cannot be begun anew; opens each of them twice."""
+    problems = []
+    for domain, rows in streams.items():
+        first, again = (next(iter(rows), None) for _ in range(2))
+        if first is None:
+            problems.append(f"the stream of domain {domain!r} gives no row")
+        elif Hasher.hash(first) != Hasher.hash(again):  # rows may hold arrays, which do not compare to one truth
+            problems.append(
+                f"the stream of domain {domain!r} gives another first row when it is opened again: give one that can "
+                "be read several times (a generator function, not the generator that it returns), always in the same "
+                "order"
+            )
+    return problems
+
+
+def are_streams(train: Mapping) -> bool:
+    """Whether the training rows of all domains are streams."""
+    return all(map(is_stream, train.values()))
+
+
+def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, kwargs: dict):
+    """Everything that can be told from a trainer's arguments, before the host loads a model.
+
+    Args:
+        versatune: The block.
+        train_dataset: As given to the trainer.
+        eval_dataset: As given to the trainer.
+        args: The trainer's other positional arguments: model, training arguments, ...
+        kwargs: The trainer's other keyword arguments.
+
+    Returns:
+        The config, the training rows and the held-out rows per domain.
+    """
+    config = VersaTuneConfig.model_validate(versatune)
+    train = as_domains(train_dataset, "train_dataset", config)
+    heldout = as_domains(eval_dataset, "eval_dataset", config)
+    check_domains_fit(config, train, heldout)
+    if streamed := are_streams(train):
+        check_streams(config, train)
+    training_args = kwargs.get("args") or (args[1] if len(args) > 1 else None)
+    if training_args is not None:
+        check_arguments(training_args, config, streamed)
+        num_samples = config.samples_per_epoch or sum(num_rows(train).values())
+        block_size = rows_per_step(training_args)
+        steps_per_epoch = training_args.max_steps if streamed else math.ceil(num_samples / block_size)
+        if getattr(training_args, "packing", False):  # how many rows there will be is not known yet
+            return config, train, heldout
+        steps = num_steps(training_args, steps_per_epoch)
+        update_interval(config, steps, steps_per_epoch)
+        if config.detection_file is None:
+            start_of(config, num_rows(train), steps, block_size)
+    return config, train, heldout
+
+
+def num_rows(train: Mapping) -> dict[str, int]:
+    """Training rows per domain; 1 of each stream, on whose number of rows nothing may depend."""
+    return {domain: 1 if is_stream(rows) else len(rows) for domain, rows in train.items()}
+
+
+def check_streams(config: VersaTuneConfig, train: Mapping[str, IterableDataset]) -> None:
+    """Report at once what a block asks for that streams cannot give, and streams that cannot be read.
+
+    Raises:
+        ValueError: With one line per mistake.
+    """
+    problems = stream_checks.block_problems(config) + source_problems(train)
+    if problems:
+        raise ValueError("versatune cannot mix streams so:\n  " + "\n  ".join(problems))
+
+
+def start_of(config: VersaTuneConfig, num_rows: Mapping[str, int], num_steps: int, block_size: int) -> np.ndarray:
+    """Proportions at the start of a run, shape (num_domains,).
+
+    Args:
+        config: The block, with numbers in place of files.
+        num_rows: Training rows per domain, in domain order.
+        num_steps: Optimizer steps of the run.
+        block_size: Rows per optimizer step.
+
+    Raises:
+        ValueError: The run cannot keep the guards, or is too short for the strategy's stages.
+    """
+    config.build_strategy(num_rows).plan(num_steps)
+    return config.initial_vector(num_rows, num_steps * block_size)
+
+
+def update_interval(config: VersaTuneConfig, num_steps: int, steps_per_epoch: int) -> int:
+    """Optimizer steps between two updates; in a reference run, which measures after every epoch, those of an epoch.
+
+    Args:
+        config: The block.
+        num_steps: Optimizer steps of the run.
+        steps_per_epoch: Optimizer steps of an epoch.
+
+    Raises:
+        ValueError: The interval is longer than the run.
+    """
+    return steps_per_epoch if config.only_domain else config.interval_in_steps(num_steps)
+
+
+def describe_model(model, revision: str | None = None) -> dict:
+    """Name and fingerprint of a model, given by name or as an object; without a name, one it never had."""
+    from versatune_plugin.measuring.detection.generation import model_fingerprint
+
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    return {"name": name, "fingerprint": model_fingerprint(name, revision) if name else None}
+
+
+def num_steps(args, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run."""
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+
+
+def rows_per_rank(args) -> int:
+    """Rows of a rank's micro-batch: with split_batches, the ranks share one of `per_device_train_batch_size` rows."""
+    return args.train_batch_size // (args.world_size if args.accelerator_config.split_batches else 1)
+
+
+def rows_per_step(args) -> int:
+    """Rows of an optimizer step where every rank has rows of its own."""
+    return rows_per_rank(args) * args.gradient_accumulation_steps * args.world_size
+
+
+def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping, when: str = "") -> None:
+    """Report at once every domain without rows and every name in the block that is no domain.
+
+    Args:
+        config: The block.
+        train: Training rows per domain.
+        heldout: Held-out rows per domain.
+        when: Ends the sentence about rows, such as " left after preparation".
+
+    Raises:
+        ValueError: With one line per mistake.
+    """
+    problems = domain_problems(config.model_dump(), tuple(train))
+    empty = [domain for domain, number in num_rows(train).items() if number == 0]
+    problems += [f"domain {domain!r} has no training rows{when}" for domain in empty]
+    if config.measures_probes:
+        problems += [
+            f"domain {domain!r} has no held-out rows{when}: its loss cannot be measured"
+            for domain in train
+            if domain not in heldout or len(heldout[domain]) == 0
+        ]
+    problems += [
+        f"domain {domain!r} has held-out rows but no training rows" for domain in heldout if domain not in train
+    ]
+    if problems:
+        raise ValueError("versatune cannot mix these domains:\n  " + "\n  ".join(problems))
+
+
+def check_arguments(args, config: VersaTuneConfig, streamed: bool = False) -> None:
+    """Report at once all training arguments under which a mixture would not be exact.
+
+    Args:
+        args: The host's training arguments.
+        config: The block.
+        streamed: Whether the training rows are streams.
+
+    Raises:
+        ValueError: With one line per argument.
+    """
+    problems = argument_problems(args) + (train_signal_problems(args) if config.measures_training else [])
+    problems += stream_checks.argument_problems(args) if streamed else []
+    if problems:
+        raise ValueError("versatune cannot run with these training arguments:\n  " + "\n  ".join(problems))
+
+
+def argument_problems(args) -> list[str]:
+    """Training arguments under which a mixture would not be exact, each with the reason."""
+    accelerator = args.accelerator_config
+    refused = [
+        (
+            args.n_gpu > 1,
+            "several GPUs in one process: start one process per GPU (accelerate launch or torchrun)",
+        ),
+        (args.auto_find_batch_size, "auto_find_batch_size: it changes the block size in the middle of a run"),
+        (
+            args.ignore_data_skip,
+            "ignore_data_skip: a resumed run would see other rows than an uninterrupted one",
+        ),
+        (
+            args.restore_callback_states_from_checkpoint,
+            "restore_callback_states_from_checkpoint: it replaces the callback; versatune restores its state itself",
+        ),
+        (
+            args.train_sampling_strategy == "group_by_length",
+            "train_sampling_strategy group_by_length: rows are ordered by the mixture",
+        ),
+        (
+            getattr(args, "eval_packing", False),
+            "eval_packing: each held-out row counts on its own: leave it out (only training rows are packed)",
+        ),
+        (
+            accelerator.split_batches and args.train_batch_size % args.world_size,
+            f"accelerator_config.split_batches: the {args.world_size} processes share a batch of "
+            f"per_device_train_batch_size rows, and {args.train_batch_size} cannot be shared equally",
+        ),
+        (
+            accelerator.dispatch_batches and not accelerator.split_batches,
+            "accelerator_config.dispatch_batches: it cannot join batches of different lengths, and a resumed run "
+            "would see other rows: leave it out, or set split_batches, too, and per_device_train_batch_size to the "
+            "rows of all processes together",
+        ),
+        (
+            accelerator.split_batches and getattr(args, "sample_packing", False),
+            "accelerator_config.split_batches: not with sample_packing, whose batches are packed for one process each: "
+            "leave it out",
+        ),
+        (
+            accelerator.dispatch_batches and any(getattr(args, name, False) for name in _WITHOUT_PADDING),
+            "accelerator_config.dispatch_batches: it cannot share out a batch that was joined to one row, without "
+            "padding: leave it out",
+        ),
+    ]
+    return [reason for applies, reason in refused if applies]
+
+
+def train_signal_problems(args) -> list[str]:
+    """Settings under which `signal: train` has no logits to read, each with the reason and the way out.
+
+    Args:
+        args: Training arguments, or Axolotl's validated config.
+    """
+
+    def given(name: str):
+        return getattr(args, name, None)
+
+    liger = {"fused_linear_cross_entropy": True} | (given("liger_kernel_config") or {})
+    refused = [
+        (
+            given("loss_type") == "chunked_nll",
+            "loss_type chunked_nll (TRL's default) never holds the logits of a batch: set loss_type='nll', which needs "
+            "memory for batch x length x vocabulary",
+        ),
+        (
+            given("use_liger_kernel") and (liger["fused_linear_cross_entropy"] or liger.get("cross_entropy")),
+            "the losses of use_liger_kernel keep no logits or write gradients over them: set liger_kernel_config="
+            "{'fused_linear_cross_entropy': False}",
+        ),
+        (
+            given("liger_fused_linear_cross_entropy"),
+            "liger_fused_linear_cross_entropy keeps no logits: set it to false",
+        ),
+        (given("liger_cross_entropy"), "liger_cross_entropy writes gradients over the logits: set it to false"),
+        (given("cut_cross_entropy"), "cut_cross_entropy keeps no logits: set it to false"),
+    ]
+    return [f"signal: train: {reason}; or use signal: probe" for applies, reason in refused if applies]

@@ -1,0 +1,555 @@
+"""VersaTuneMixin: any causal-LM `transformers.Trainer` draws its training rows from a mixture.
+
+The mixin overrides the host's train-sampler hook; the loader, collator and training loop stay the host's.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast
+from datasets import Dataset, IterableDataset
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.sections import SELF
+from versatune_plugin.files import rows as data
+from versatune_plugin.hosts import model_card, stream_checks
+from versatune_plugin.hosts.callback import VersaTuneCallback
+from versatune_plugin.hosts.checkpoints import step_of, whole_checkpoint
+from versatune_plugin.hosts.checks import (
+    are_streams,
+    check_arguments,
+    check_before_the_model,
+    check_domains_fit,
+    describe_model,
+    num_rows,
+    num_steps,
+    rows_per_rank,
+    rows_per_step,
+    start_of,
+    update_interval,
+)
+from versatune_plugin.hosts.progress import show_mixture
+from versatune_plugin.measuring import references
+from versatune_plugin.measuring.detection.run import BaseModel, with_detected_start
+from versatune_plugin.measuring.probe_plan import ProbePlan, plan_probes, probe_rows, rows_drawn
+from versatune_plugin.measuring.probes import (
+    Probes,
+    build_probes,
+    decoder,
+    describe,
+    num_target_tokens,
+    sum_losses,
+    target_bytes,
+)
+from versatune_plugin.measuring.train_losses import TrainLosses, logits_of
+from versatune_plugin.mixture.mixture import Mixture
+from versatune_plugin.sampler.draws import MixtureSampler
+from versatune_plugin.sampler.feed import Feed
+from versatune_plugin.sampler.streams import MixtureStream, first_rows
+
+_REMEDY = (
+    "give the numbers, reference_losses: {law: 1.21, ...}, or the right file, or use VersaTuneSFTTrainer, which makes "
+    "the file where the block has a `reference:`"
+)
+
+# Keys of the block that say where a run's numbers come from, not what it does with them
+_NOT_OF_THE_RUN = {
+    "domains",
+    "domain_column",
+    "dataset_domains",
+    "test_dataset_domains",
+    "detection",
+    "reference",
+    "sources",
+}
+
+
+class VersaTuneMixin:
+    """Put before a `transformers.Trainer` class: `class MyTrainer(VersaTuneMixin, Trainer)`.
+
+    Args:
+        train_dataset: Tokenised rows (`input_ids`, `labels`) per domain: a dict of datasets, or one Dataset with
+            a `domain` column.
+        eval_dataset: Held-out rows in the same form, for every domain.
+        versatune: The `versatune:` block as a `VersaTuneConfig` or a dict.
+
+    Raises:
+        ValueError: The block, the domains, the rows or the training arguments do not fit; all mistakes are named.
+    """
+
+    feed: Feed | None = None
+    """What the host's loader reads."""
+    is_running: bool = False
+    """Whether a run has its loader, and with it the feed that the callback steers."""
+    resumed_from: str | None = None
+    """The checkpoint that the run goes on from."""
+    probe_facts: dict[str, dict] | None = None
+    """What each domain's probe consists of (see `probes.describe`); None in a run without probes."""
+    _streams: Mapping[str, IterableDataset] | None = None
+    _recorder: VersaTuneCallback | None = None
+    _has_card: bool = False  # the host has written one since the run began
+    train_losses: TrainLosses | None = None
+    """Under `signal: train`, what the training batches are measured by."""
+    probe_share: float | None = None
+    """Share of the run's time that its probes are predicted to take; None in a run without probes."""
+
+    def __init__(self, *args, train_dataset=None, eval_dataset=None, versatune=None, **kwargs) -> None:
+        if versatune is None:  # the Axolotl plugin brings the mixture after construction
+            super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+            return
+        config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
+        model = args[0] if args else kwargs.get("model")
+        name = describe_model(model)["name"]
+        texts = stream_checks.fitted_on_rows if are_streams(train) else None
+        config = with_detected_start(config, tuple(train), BaseModel(name), texts, visible_logger())
+        path, document = config.references_file, None
+        if path is not None:
+            config, document = references.of_file(config, tuple(train), model, describe_model, _REMEDY)
+        super().__init__(*args, train_dataset=stand_in(train), eval_dataset=heldout, **kwargs)
+        self.use_mixture(config, train, heldout)
+        if document is not None:
+            self.check_rows_of(path, document, _REMEDY)
+
+    def use_mixture(
+        self,
+        config: VersaTuneConfig,
+        train: Mapping[str, Dataset] | Mapping[str, IterableDataset],
+        heldout: Mapping[str, Dataset],
+        logger: logging.Logger | None = None,
+    ) -> None:
+        """Draw the training rows from a mixture.
+
+        Args:
+            config: The `versatune:` block.
+            train: Tokenised rows per domain, in domain order; `self.train_dataset` is their `stand_in`.
+            heldout: Tokenised held-out rows of the same domains.
+            logger: Where the log lines go; default: this package's.
+        """
+        self._logger = logger or visible_logger()
+        self._streams = train if are_streams(train) else None
+        check_arguments(self.args, config, self._streams is not None)
+        self._check_ranks_have_rows_of_their_own()
+        self._versatune = config
+        self._num_rows_by_domain = num_rows(train)
+        self._row_costs = None
+        if self._streams is not None:
+            if problems := stream_checks.dispatch_problems(self.args):
+                raise ValueError("; ".join(problems))
+            train = first_rows(self._streams)
+            check_domains_fit(config, train, heldout)
+        sizes = self._num_rows_by_domain
+        if config.unit != "examples":
+            costs = {domain: data.costs(rows, config.unit) for domain, rows in train.items()}
+            self._row_costs = np.concatenate(list(costs.values()))
+            sizes = {domain: int(of_domain.sum()) for domain, of_domain in costs.items()}
+        block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
+        steps = num_steps(self.args, steps_per_epoch)
+        interval = update_interval(config, steps, steps_per_epoch)
+        self._start = start_of(config, sizes, steps, block_size)
+        self._say_what_is_other_than_asked(config.asked_vector(sizes), logger or visible_logger())
+        self._probes = None
+        if config.measures_probes:
+            mean_costs = [sizes[domain] / number for domain, number in self._num_rows_by_domain.items()]
+            plan = plan_probes(
+                config,
+                train,
+                heldout,
+                rows_drawn(self._start, steps * block_size, mean_costs),
+                num_steps=steps,
+                interval=interval,
+                full=all(parameter.requires_grad for parameter in self.model.parameters()),
+                device_type=self.args.device.type,
+                eval_batch_size=self.args.per_device_eval_batch_size,
+                seed=self.args.seed,
+                world_size=self.args.world_size,
+            )
+            self._say_what_probes_cost(plan, logger or visible_logger())
+            self._probes = self._build_probes({domain: heldout[domain] for domain in train}, plan)
+        if config.measures_training:
+            self.start_train_losses()
+        domains, start = tuple(train), self._start
+        self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
+        fingerprints = {f"training rows of {domain!r}": value for domain, value in self.data_fingerprints.items()}
+        fingerprints |= {f"held-out rows of {domain!r}": data.fingerprint(rows) for domain, rows in heldout.items()}
+        self._recorder = VersaTuneCallback(
+            self,
+            lambda steps: Mixture(
+                domains,
+                config.build_strategy(sizes),
+                start,
+                config.reference_vector(domains),
+                own_reference=config.reference_losses == SELF,
+                guards=config.build_guards(domains),
+                smoothing=config.guards.smoothing,
+                num_steps=steps,
+                of_training=config.measures_training,
+            ),
+            lambda steps: update_interval(config, steps, steps_per_epoch),
+            fingerprints,
+            config.model_dump(exclude=_NOT_OF_THE_RUN),
+            logger or visible_logger(),
+            sources=config.sources,
+            stop_when_rising=bool(config.only_domain and config.reference.stop_when_rising),
+        )
+        self.add_callback(self._recorder)
+
+    def _say_what_is_other_than_asked(self, asked: np.ndarray, logger: logging.Logger) -> None:
+        config = self._versatune
+        if not self.is_world_process_zero():
+            return
+        if config.unused:
+            keys = ", ".join(f"versatune.{key}" for key in config.unused)
+            logger.warning("strategy %r makes no use of %s", config.strategy, keys)
+        if config.expansion and config.reference_losses == SELF and config.strategy == "versatune":
+            logger.warning("reference_losses: self leaves a target no potential, and so no rise, while its loss falls")
+        for domain, before, after in zip(self._num_rows_by_domain, asked, self._start, strict=True):
+            if before != after:
+                logger.info("guards: %s starts at %.3f instead of %.3f", domain, after, before)
+
+    def _check_ranks_have_rows_of_their_own(self) -> None:
+        if rows_per_step(self.args) != self.get_total_train_batch_size(self.args):
+            raise ValueError(
+                "versatune needs rows of its own on each process, but here several work on the same ones: switch off "
+                "tensor, context and sequence parallelism (to share out the model alone, use FSDP or DeepSpeed ZeRO)"
+            )
+
+    def check_rows_of(self, path: Path, document: dict, remedy: str) -> None:
+        """Check that the rows of a references.json are those of this run.
+
+        Raises:
+            ValueError: They are not; every domain with other rows is named.
+        """
+        problems = references.row_misfits(document, self.data_fingerprints, self.probe_facts)
+        references.refuse(path, document, problems, remedy)
+        if self.is_world_process_zero():
+            visible_logger().info(references.summary(document, path))
+
+    # The host's hooks
+
+    def get_train_dataloader(self):
+        """As the host's; streams are mixed by what it reads, since it asks for no sampler of them."""
+        if self._streams is not None:
+            block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
+            self.train_dataset = MixtureStream(
+                self._streams,
+                self._start,
+                block_size=block_size,
+                steps_per_epoch=steps_per_epoch,
+                seed=self._seed,
+                step=lambda: self.state.global_step,
+                logger=self._logger if self.is_world_process_zero() else None,
+            )
+            self._bind(self.train_dataset)
+        return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        """The mixture, as the host's loader reads it."""
+        if self.__dict__.get("_versatune") is None:
+            raise RuntimeError("no mixture: give `versatune=` to the trainer, or call `use_mixture`")
+        return self._bind(self._new_feed())
+
+    def _bind(self, feed: Feed) -> Feed:
+        """Let the callback steer a feed; in a run, that of its own loader: what else asks for one changes nothing."""
+        if not self.is_running:
+            self.feed = feed
+        return feed
+
+    def _new_feed(self) -> Feed:
+        """The mixture, one block per optimizer step; for a host that packs rows, to be overridden."""
+        block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
+        return self._new_sampler(block_size, steps_per_epoch)
+
+    def _rows_per_step_and_steps_per_epoch(self) -> tuple[int, int]:
+        """Rows of an optimizer step over all ranks, and the steps of an epoch: rounded up to whole ones.
+
+        For a host that packs rows, to be overridden.
+        """
+        block_size = self.get_total_train_batch_size(self.args)
+        if self._streams is not None:  # the host counts the whole run as an epoch
+            return block_size, self.args.max_steps
+        return block_size, math.ceil(self._num_samples() / block_size)
+
+    def _new_sampler(self, block_size: int, steps_per_epoch: int) -> MixtureSampler:
+        return MixtureSampler(
+            self._num_rows_by_domain,
+            self._start,
+            block_size=block_size,
+            num_samples=steps_per_epoch * block_size,
+            seed=self._seed,
+            **({} if self._row_costs is None else {"row_costs": self._row_costs}),
+        )
+
+    def get_total_train_batch_size(self, args) -> int:
+        """As the host's, which counts a batch of its own for each rank where split_batches shares one."""
+        total = super().get_total_train_batch_size(args)
+        return total // args.world_size if args.accelerator_config.split_batches else total
+
+    @property
+    def _seed(self) -> int:
+        """The seed of the draws."""
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As the host's, but a checkpoint that was cut off while it was written is passed over, and said so."""
+        try:
+            sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            self.resumed_from = whole_checkpoint(resume_from_checkpoint, self.args, sharded)
+        except ValueError:
+            if not (self.__dict__.get("_versatune") and self._versatune.only_domain):
+                raise
+            visible_logger().warning("the reference run has no whole checkpoint: it starts from the beginning")
+            self.resumed_from = None
+        self._check_ranks_resume_alike()
+        self.feed, self.is_running, self._has_card = None, False, False
+        show_mixture(self)
+        if self._recorder in self.callback_handler.callbacks:  # to the end: none may stop the run behind its back
+            self.remove_callback(self._recorder)
+            self.add_callback(self._recorder)
+        return super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
+
+    def _check_ranks_resume_alike(self) -> None:
+        """Make sure that all ranks have found the same checkpoint whole.
+
+        Raises:
+            RuntimeError: On all ranks, where they have not.
+        """
+        if self.args.world_size > 1:
+            step = step_of(self.resumed_from) if self.resumed_from else -1
+            steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
+            if len(set(steps)) > 1:
+                raise RuntimeError(
+                    f"the processes would resume from different checkpoints, by rank: {steps} (-1: from none); copy "
+                    "a whole one to all nodes, and name it"
+                )
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        """As the host's; under `signal: train`, training batches are also measured by domain.
+
+        Raises:
+            RuntimeError: The model returns no logits, or the batches are not those that the sampler dealt out.
+        """
+        if self.train_losses is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        labels = inputs["labels"]  # the host may take them out
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        self.train_losses.add(logits_of(outputs, labels), labels, self._domain_ids_of_next_batch(len(labels)))
+        return (loss, outputs) if return_outputs else loss
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """As the host's, with the section "Training data mixture" once a run has begun."""
+        super().create_model_card(*args, **kwargs)
+        self._has_card = True
+        self._write_mixture_into_card()
+
+    def _write_mixture_into_card(self) -> None:
+        """Tell of the mixture in the card; one that cannot be written does not stop a run."""
+        path = Path(self.args.output_dir) / "README.md"
+        records = self._recorder.records if self._recorder and self.is_world_process_zero() else []
+        if not records or not path.exists():
+            return
+        try:
+            model_card.write_section(path, records, None if self.is_running else self.step_of_weights)
+        except Exception as error:  # whatever stands in a card or a history, a run must not fail by it
+            self._logger.warning("no section on the mixture in %s: %r", path, error)
+
+    @property
+    def step_of_weights(self) -> int | None:
+        """The optimizer step of the checkpoint that the host loads after the run as its best; None: it loads none."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        return step_of(best) if best else None
+
+    # What the callback needs
+
+    def finish_model_card(self) -> None:
+        """Bring the card of the run's last checkpoint, where the host has written one, up to its end."""
+        if self._has_card:
+            self._write_mixture_into_card()
+
+    @property
+    def mixture_sampler(self) -> MixtureSampler | None:
+        """The stream that the rows are drawn from; None before the loader was made."""
+        return None if self.feed is None else self.feed.sampler
+
+    @property
+    def loss_unit(self) -> str:
+        """``"token"`` or ``"byte"``: what a loss is the mean over."""
+        return self._versatune.loss_unit
+
+    def probe_losses(self) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """Loss of each domain on its probe, its pieces and the seconds; the numbers are the same on all ranks.
+
+        The model is the wrapped one that trains, in eval mode; no random number is drawn.
+
+        Returns:
+            None in a run without probes. Else the losses, float64, shape (num_domains,), in nats per target token,
+            or per byte of target text where the block says so; the pieces that they are the sum of, shape
+            (3, num_pieces, num_domains), see `signals.loss_errors`; and the seconds it took.
+        """
+        if self._probes is None:
+            return None
+        began = time.perf_counter()
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        try:
+            sums = sum_losses(self._probes, self._batch_loss, self.args.process_index, self.args.world_size)
+        finally:
+            model.train(was_training)
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(torch.tensor(sums, device=self.args.device), reduction="sum")
+            sums = broadcast(total).cpu().numpy()
+        if self.loss_unit == "byte":
+            sums[1] = self._probes.num_bytes
+        totals, counts = sums.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            losses = totals / counts
+        return losses, np.stack([*sums, self._probes.num_rows]), time.perf_counter() - began
+
+    @property
+    def num_rows_by_domain(self) -> dict[str, int] | None:
+        """Training rows per domain; None where they are streams."""
+        return self._num_rows_by_domain if self._streams is None else None
+
+    def amounts_of_steps(self, first: int, last: int) -> np.ndarray:
+        """What optimizer steps `first` to `last` - 1 trained on, in every unit, per domain.
+
+        Returns:
+            int64, shape (num_units, num_domains).
+
+        Raises:
+            RuntimeError: On all ranks, where their streams gave other rows.
+        """
+        if self._streams is None:
+            return self.amounts_by_domain(self.feed.rows_of_steps(first, last))
+        if self.args.world_size > 1:
+            read = json.dumps([self.data_fingerprints, self.feed.state_dict()]).encode()
+            digest = int.from_bytes(hashlib.blake2b(read, digest_size=8).digest(), "little", signed=True)
+            if len(set(self.accelerator.gather(torch.tensor([digest], device=self.args.device)).tolist())) > 1:
+                raise RuntimeError(
+                    "the processes read other rows: every one needs the same streams; one that is shuffled needs "
+                    "shuffle(seed=...)"
+                )
+        return self.feed.amounts_of_steps(first, last)
+
+    def amounts_by_domain(self, rows: np.ndarray) -> np.ndarray:
+        """The given training rows in every unit, per domain, int64, shape (num_units, num_domains)."""
+        sums = np.zeros((len(data.UNITS), len(self._num_rows_by_domain)), dtype=np.int64)
+        if len(rows):
+            domain_ids = self.mixture_sampler.domain_ids(rows)
+            for unit, of_unit in zip(data.UNITS, sums, strict=True):
+                np.add.at(of_unit, domain_ids, data.costs(self.train_dataset, unit, rows))
+        return sums
+
+    def check_agreement(self, proportions: np.ndarray) -> None:
+        """Make sure that all ranks have decided alike.
+
+        Raises:
+            RuntimeError: On all ranks, where a strategy of the user's own decided by something that is not the same on
+                all of them.
+        """
+        if self.args.world_size > 1:
+            decided = torch.tensor(proportions, device=self.args.device)[None]
+            if (self.accelerator.gather(decided) != decided).any():
+                raise RuntimeError("the ranks' proportions differ: a strategy must decide by its observation alone")
+
+    def log_mixture(self, numbers: dict[str, float]) -> None:
+        """Send numbers to the user's trackers now.
+
+        The base class's `log` is called past the subclass's, which would add the running means of its own
+        training metrics to our record and empty them. A log that the host still has to write stays due.
+        """
+        due = self.control.should_log
+        Trainer.log(self, dict(numbers))
+        self.control.should_log = due
+
+    def _num_samples(self) -> int:
+        """Draws per epoch, before they are rounded up to whole steps."""
+        return self._versatune.samples_per_epoch or sum(self._num_rows_by_domain.values())
+
+    # Training losses
+
+    def start_train_losses(self) -> None:
+        """Measure the training batches of the run to come, beginning with none."""
+        self.train_losses = TrainLosses(
+            len(self._num_rows_by_domain), self.args.gradient_accumulation_steps, torch.device(self.args.device)
+        )
+
+    def _domain_ids_of_next_batch(self, num_rows: int) -> list[int]:
+        """The domain of each row of this rank's next micro-batch: the stream is dealt out in whole batches, in turn."""
+        args, sampler = self.args, self.mixture_sampler
+        if num_rows != rows_per_rank(args):
+            raise RuntimeError(
+                f"signal: train got a batch of {num_rows} rows instead of {rows_per_rank(args)}, so their domains "
+                "are not known: the host packs or cuts the batches; use signal: probe"
+            )
+        num_before = self.train_losses.num_batches * args.world_size + args.process_index  # batches of this step
+        start = self.state.global_step * sampler.block_size + num_before * num_rows
+        return sampler.domain_ids_of_draws(start, start + num_rows).tolist()
+
+    # Probes
+
+    def _build_probes(self, heldout: Mapping[str, Dataset], plan: ProbePlan) -> Probes:
+        self.probe_share = plan.share
+        rows = {
+            domain: self._remove_unused_columns(chosen, description="probe")
+            for domain, chosen in probe_rows(self._versatune, heldout, plan.num_rows, self.args.seed).items()
+        }
+        decode = decoder(getattr(self, "processing_class", None))
+        if decode is None and self.loss_unit == "byte":
+            raise ValueError("losses per byte need the text of the rows: give the trainer a `processing_class`")
+        self.probe_facts = {domain: describe(probe, decode) for domain, probe in rows.items()}
+        return build_probes(
+            {domain: list(probe) for domain, probe in rows.items()},
+            {domain: data.token_counts(probe).tolist() for domain, probe in rows.items()},
+            plan.batch_size,
+            {domain: target_bytes(probe, decode) for domain, probe in rows.items()} if decode else None,
+        )
+
+    def _say_what_probes_cost(self, plan: ProbePlan, logger: logging.Logger) -> None:
+        if not self.is_world_process_zero() or self._versatune.only_domain:
+            return
+        logger.info("probe: %s", plan)
+        if plan.warning:
+            logger.warning(plan.warning)
+
+    def _batch_loss(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = self._prepare_inputs(self._collate_probe(rows))
+        if getattr(self.model.config, "output_router_logits", False):
+            inputs["output_router_logits"] = False  # the loss of a mixture of experts would hold that of its router
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.model_wrapped(**inputs).loss
+        return loss, num_target_tokens(inputs["labels"])
+
+    def _collate_probe(self, rows: list) -> dict:
+        """A batch of held-out rows, each of which counts on its own; for a host that packs rows, to be overridden."""
+        return self.data_collator(rows)
+
+
+def stand_in(train: Mapping[str, Dataset] | Mapping[str, IterableDataset]) -> Dataset | IterableDataset:
+    """What a host is given for the training rows of all domains: all of them; of streams, the first."""
+    return next(iter(train.values())) if are_streams(train) else data.join(list(train.values()))
+
+
+def make_trainer_class(base: type[Trainer], mixin: type[VersaTuneMixin] = VersaTuneMixin) -> type[Trainer]:
+    """The given trainer class with the mixture, its other features kept."""
+    return type(f"VersaTune{base.__name__}", (mixin, base), {"__doc__": f"{base.__name__} with a mixture."})
+
+
+def visible_logger() -> logging.Logger:
+    """This package's logger; in a script that set up no logging, made visible on standard error."""
+    logger = logging.getLogger("versatune_plugin")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[versatune] %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    return logger

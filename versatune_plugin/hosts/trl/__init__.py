@@ -1,0 +1,1 @@
+"""The SFT trainer of TRL."""

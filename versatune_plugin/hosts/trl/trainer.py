@@ -1,0 +1,84 @@
+"""VersaTuneSFTTrainer: TRL's SFTTrainer with a mixture."""
+
+from datasets import Dataset
+from trl import SFTTrainer
+
+from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.hosts.checks import are_streams, check_before_the_model, check_domains_fit, describe_model
+from versatune_plugin.hosts.trainer import VersaTuneMixin, stand_in, visible_logger
+from versatune_plugin.hosts.trl.detection import detected_start
+from versatune_plugin.hosts.trl.references import SFTReferences, on_main, settings_of
+from versatune_plugin.measuring import references
+
+
+class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
+    """TRL's `SFTTrainer`, drawing from a mixture; every domain may have its own row format.
+
+    TRL prepares each domain on its own, so that rows it drops, shuffles or packs stay in their domain: under `packing`
+    what is drawn is a packed row.
+
+    Measurements that the block needs and whose files are missing are made first: the detected start where there is
+    one process, the reference losses (where the block has a `reference:`) in all processes.
+
+    Args:
+        train_dataset: Rows per domain in any format TRL takes: a dict of datasets, a DatasetDict, one Dataset with
+            a `domain` column, or a dict of streams (IterableDatasets).
+        eval_dataset: Held-out rows for every domain in the same form, but no streams.
+        versatune: The `versatune:` block as a `VersaTuneConfig` or a dict.
+
+    Raises:
+        ValueError: The block, the domains, the rows or the training arguments do not fit; all mistakes are named.
+    """
+
+    def __init__(self, *args, train_dataset, eval_dataset=None, versatune, **kwargs) -> None:
+        config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
+        if are_streams(train):  # a stream of no format loses its place where it is mapped (see `streams`)
+            train = {domain: rows.with_format(None) for domain, rows in train.items()}
+        config = detected_start(config, train, args, kwargs)
+        config, check_or_write = self._with_reference_losses(config, train, heldout, args, kwargs)
+        self._raw_train, self._prepared_train = train, None
+        super().__init__(
+            *args, train_dataset=next(iter(train.values())), eval_dataset=heldout or None, versatune=None, **kwargs
+        )
+        prepared = self._prepared_train or train  # TRL skips preparation where the user says so
+        heldout = self.eval_dataset or {}
+        del self._raw_train, self._prepared_train
+        check_domains_fit(config, prepared, heldout, when=" left after TRL prepared them")
+        self.train_dataset = stand_in(prepared)
+        self.use_mixture(config, prepared, heldout)
+        check_or_write()
+
+    def _with_reference_losses(self, config: VersaTuneConfig, train: dict, heldout: dict, args: tuple, kwargs: dict):
+        """The block with its reference losses, read or measured, and what to do when the rows are prepared."""
+        path = config.references_file
+        if path is None:
+            return config, lambda: None
+        if config.reference is None or on_main(path.exists):
+            model = args[0] if args else kwargs["model"]
+            remedy = f"delete it and {references.runs_folder(path)}, and with a `reference:` it is made anew"
+            config, document = references.of_file(
+                config, tuple(train), model, describe_model, remedy, settings_of(args, kwargs)
+            )
+            return config, lambda: self.check_rows_of(path, document, remedy)
+        runs = SFTReferences(config, train, heldout, args, kwargs, VersaTuneSFTTrainer, visible_logger())
+        runs.measure()
+        return runs.config, lambda: runs.write(self.data_fingerprints, self.probe_facts)
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class, args, packing: bool, *rest) -> Dataset:
+        """Prepare every domain where TRL asks for the train set (which it knows as the first domain's rows).
+
+        Packed rows stay within a domain, and held-out rows are not packed: each counts on its own.
+        """
+        raw = self.__dict__.get("_raw_train", {})
+        if self.__dict__.get("_prepared_train") is not None or not any(dataset is rows for rows in raw.values()):
+            return self._prepare_domain(dataset, processing_class, args, False, *rest)
+        self._prepared_train = {
+            domain: self._prepare_domain(rows, processing_class, args, packing, *rest) for domain, rows in raw.items()
+        }
+        return dataset
+
+    def _prepare_domain(self, rows: Dataset, processing_class, args, packing: bool, *rest) -> Dataset:
+        """Prepare one domain; TRL would decide by the first domain's rows whether prompts are masked in all."""
+        if args.completion_only_loss is None:
+            self.completion_only_loss = {"prompt", "completion"} <= set(rows.column_names or next(iter(rows)))
+        return super()._prepare_dataset(rows, processing_class, args, packing, *rest)

@@ -1,0 +1,1 @@
+"""What is measured: losses on held-out rows and training batches, detection, references."""

@@ -1,0 +1,1 @@
+"""How a base model's knowledge is spread over the domains: samples, judges, statistics."""

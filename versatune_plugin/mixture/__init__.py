@@ -1,0 +1,1 @@
+"""The proportions in force, the bounds on them, and what changes them."""
