@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from versatune_plugin.files.cache import Log, locked, log_path, read_log, text_digest
+from versatune_plugin.files.cache import Log, log_path, read_log, text_digest
 
 REPOSITORY = Path(__file__).parents[2]
 IDENTITY = {"name": "SmolLM2-135M", "temperature": 1.0, "orders": [0, 2]}
@@ -135,8 +134,6 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="cache"):
         Log(tmp_path / "cache", "samples", IDENTITY)
-    with pytest.raises(OSError, match="cache"), locked(tmp_path / "cache"):
-        pass
 
 
 # --- a full disk --------------------------------------------------------------------------------------------
@@ -179,29 +176,3 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_tears_no_line(tmp_path)
         for reason in reasons
     ]
     assert [record["index"] for record in read_log(tmp_path, "samples", {})] == [0, 2]
-
-
-# --- one process at a time ----------------------------------------------------------------------------------
-
-HOLD = """
-import sys, time
-from versatune_plugin.files.cache import locked
-with locked(sys.argv[1]):
-    print(flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_process_is_refused_until_the_first_has_ended_or_was_killed(tmp_path):
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "cache")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as holder:
-        try:
-            assert holder.stdout.readline() == b"\n"
-            with pytest.raises(RuntimeError, match="cache is in use by another process"), locked(tmp_path / "cache"):
-                pass
-        finally:
-            holder.send_signal(signal.SIGKILL)
-    with locked(tmp_path / "cache"):
-        pass
-    with locked(tmp_path / "cache"):  # and after an orderly end
-        pass

@@ -17,8 +17,8 @@ from tests.hosts import inside, runs
 from tests.hosts.trl.test_runs import HELDOUT, text
 from tests.tiny import DOMAINS, NUM_ROWS
 from versatune_plugin.config.block import VersaTuneConfig
-from versatune_plugin.files.cache import locked
 from versatune_plugin.files.history import history_path, read_history
+from versatune_plugin.files.locking import locked
 from versatune_plugin.hosts.trl import references as sft_references
 from versatune_plugin.measuring import references
 from versatune_plugin.signals import learnable_potential

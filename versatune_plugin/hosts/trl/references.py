@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
 
 from versatune_plugin.config.block import VersaTuneConfig
-from versatune_plugin.files.cache import locked
+from versatune_plugin.files.locking import locked
 from versatune_plugin.hosts.checks import describe_model, num_steps, rows_per_step
 from versatune_plugin.measuring import references
 from versatune_plugin.measuring.probes import (

@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from versatune_plugin.domains import check_proportions, misfits
-from versatune_plugin.files.cache import Log, locked, read_log, text_digest
+from versatune_plugin.files.cache import Log, read_log, text_digest
+from versatune_plugin.files.locking import locked
 from versatune_plugin.measuring.detection.judges import Judge
 
 SCHEMA = "versatune/detection"
