@@ -124,34 +124,23 @@ def measure(name: str, num_updates: int, folder: Path, trace: bool) -> dict:
 
     from versatune_plugin import MixtureSampler
     from versatune_plugin.config.block import VersaTuneConfig
+    from versatune_plugin.config.measured import Measured
+    from versatune_plugin.config.settings import resolve
     from versatune_plugin.files.history import history_path
     from versatune_plugin.hosts.callback import VersaTuneCallback
-    from versatune_plugin.mixture.mixture import Mixture
 
     logging.disable(logging.CRITICAL)  # a line for every update skipped
     config = VersaTuneConfig(
         **{"strategy": "versatune", "initial_proportions": "uniform", "update_interval": 1} | STRATEGIES[name]
     )
-    domains = tuple(SIZES)
-    sampler = MixtureSampler(SIZES, config.initial_vector(SIZES), block_size=BLOCK_SIZE, num_samples=BLOCK_SIZE)
+
+    def settings_of(num_steps: int):
+        return resolve(config, Measured(), SIZES, num_steps=num_steps, steps_per_epoch=1, rows_per_step=BLOCK_SIZE)
+
+    start = settings_of(num_updates).start
+    sampler = MixtureSampler(SIZES, start, block_size=BLOCK_SIZE, num_samples=BLOCK_SIZE)
     trainer = Trainer(sampler)
-    callback = VersaTuneCallback(
-        trainer,
-        lambda num_steps: Mixture(
-            domains,
-            config.build_strategy(SIZES),
-            config.initial_vector(SIZES),
-            config.reference_vector(domains),
-            own_reference=config.reference_losses == "self",
-            guards=config.build_guards(domains),
-            smoothing=config.guards.smoothing,
-            num_steps=num_steps,
-        ),
-        lambda num_steps: 1,
-        {},
-        config.model_dump(),
-        logging.getLogger("updates"),
-    )
+    callback = VersaTuneCallback(trainer, settings_of, {}, logging.getLogger("updates"))
     args = SimpleNamespace(
         output_dir=str(folder),
         dataloader_num_workers=0,

@@ -14,6 +14,7 @@ from tests.tiny import DOMAINS
 from versatune_plugin import VersaTuneConfig
 from versatune_plugin.config import sections
 from versatune_plugin.config.checks import KEYS_OF_STRATEGIES
+from versatune_plugin.config.handover import Handover
 from versatune_plugin.hosts.axolotl import config as axolotl_config
 from versatune_plugin.strategies import STRATEGIES
 
@@ -39,7 +40,7 @@ def test_readme_yaml_is_a_valid_block_with_domains():
         config = copy.deepcopy(whole)
         config["versatune"] |= part
         axolotl_config.fill_in(config)
-        assert config["versatune"]["dataset_domains"] == ["law", "medicine"]
+        assert Handover.of_config(config).dataset_domains == ("law", "medicine")
 
 
 def test_readme_python_trains(workspace, tmp_path):
@@ -77,7 +78,7 @@ def test_options_table_lists_every_option_with_its_default():
         "detection.judge.": sections.JudgeConfig,
         "reference.": sections.ReferenceConfig,
     }
-    filled_by_the_plugin = {"dataset_domains", "test_dataset_domains", "only_domain", "loss_unit", "sources"}
+    filled_by_the_plugin = set()
     documented = {row[0]: row[1] for row in table("| key | default |")}
     fields = {prefix + name: field for prefix, block in blocks.items() for name, field in block.model_fields.items()}
     inner = {prefix.removesuffix(".") for prefix in blocks if prefix}
@@ -178,8 +179,8 @@ def test_example_introduces_itself_and_passes_axolotls_validation(path):
     capabilities = {"bf16": True, "n_gpu": 1, "compute_capability": "sm_90", "fp8": False, "tf32": True}
     validated = validate_config(config, capabilities, {"torch_version": "2.13.0"})
     assert keys <= set(validated), "Axolotl dropped a key"
-    block = VersaTuneConfig.model_validate(validated["versatune"].to_dict())
-    assert len(block.dataset_domains) == len(validated["datasets"])
+    VersaTuneConfig.model_validate(validated["versatune"].to_dict())
+    assert len(Handover.of_config(validated).dataset_domains) == len(validated["datasets"])
 
 
 def test_there_are_the_examples_the_readme_promises():

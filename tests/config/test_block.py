@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from tests.resolving import initial_vector, references_in, rows_of_probe, strategy_of
 from versatune_plugin.config.block import VersaTuneArgs, VersaTuneConfig
 from versatune_plugin.config.blocks import readable
 from versatune_plugin.config.checks import domain_problems
+from versatune_plugin.config.measured import Measured, ReferenceRun
+from versatune_plugin.config.settings import interval_in_steps, resolve
 from versatune_plugin.strategies import STRATEGIES, Fostering
 from versatune_plugin.strategies.staged import STAGED
 
@@ -88,7 +91,7 @@ def test_axolotl_gets_a_typed_block_or_none():
 
 
 def test_reference_losses_of_zero_are_allowed():
-    assert make_config(reference_losses={"law": 0.0, "code": 0}).reference_vector(DOMAINS).tolist() == [0.0, 0.0]
+    assert references_in(make_config(reference_losses={"law": 0.0, "code": 0}), DOMAINS).tolist() == [0.0, 0.0]
 
 
 # --- what the block becomes ---------------------------------------------------------------------------------
@@ -113,7 +116,7 @@ def test_reference_losses_of_zero_are_allowed():
 )
 def test_initial_proportions_follow_strategy_name_and_power(block, expected):
     config = VersaTuneConfig.model_validate(block)
-    assert config.initial_vector({"a": 50, "b": 30, "c": 20}) == pytest.approx(expected, abs=1e-12)
+    assert initial_vector(config, {"a": 50, "b": 30, "c": 20}) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("block", [{"strategy": "inverse"}, {"strategy": "constant", "initial_power": -0.5}])
@@ -125,18 +128,18 @@ def test_an_inverse_of_a_zero_proportion_is_found_at_once_at_its_key(block):
 def test_an_inverse_of_a_domain_without_rows_is_an_error_that_names_the_key():
     config = VersaTuneConfig(strategy="inverse", initial_proportions="proportional")
     with pytest.raises(ValueError, match=r"versatune\.initial_proportions: a proportion of 0 has no inverse"):
-        config.initial_vector({"law": 5, "code": 0})
+        initial_vector(config, {"law": 5, "code": 0})
 
 
 def test_the_strategy_gets_the_users_sigma():
-    assert make_config(sigma=0.25).build_strategy(ROWS) == Fostering(sigma=0.25)
+    assert strategy_of(make_config(sigma=0.25), ROWS) == Fostering(sigma=0.25)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_can_be_built_by_name(name):
     config = VersaTuneConfig.model_validate(BLOCKS[name])
-    assert isinstance(config.build_strategy(ROWS), STRATEGIES[name])
-    assert config.initial_vector(ROWS).sum() == pytest.approx(1, abs=1e-12)
+    assert isinstance(strategy_of(config, ROWS), STRATEGIES[name])
+    assert initial_vector(config, ROWS).sum() == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -157,23 +160,40 @@ def test_a_block_says_which_files_it_needs(block, detection_file, references_fil
 
 def test_a_file_that_was_not_read_is_never_taken_for_numbers():
     config = VersaTuneConfig(initial_proportions="detected", reference_losses="r.json")
-    with pytest.raises(ValueError, match=r"detection\.json has not been read"):
-        config.initial_vector({"law": 1, "code": 1})
-    with pytest.raises(ValueError, match=r"r\.json has not been read"):
-        config.reference_vector(DOMAINS)
+    with pytest.raises(ValueError, match=r"detection\.json has not been measured"):
+        initial_vector(config, {"law": 1, "code": 1})
+    with pytest.raises(ValueError, match=r"r\.json has not been measured"):
+        references_in(config, DOMAINS)
 
 
 def test_measured_numbers_take_the_place_of_file_names():
     config = VersaTuneConfig(initial_proportions="detected", reference_losses="r.json", sigma=0.25)
-    filled = config.with_measurements({"law": 0.25, "code": 0.75}, VALID["reference_losses"], loss_unit="byte")
-    assert filled.initial_vector({"law": 1, "code": 1}).tolist() == [0.25, 0.75]
-    assert filled.reference_vector(DOMAINS).tolist() == [1.0, 2.0]
-    assert (filled.loss_unit, filled.sigma) == ("byte", 0.25)
+    measured = Measured(
+        start={"law": 0.25, "code": 0.75},
+        reference_losses=VALID["reference_losses"],
+        loss_unit="byte",
+        probe_rows=6,
+        sources={"detection": {"file": "d.json"}},
+    )
+    used = resolve(config, measured, ROWS, num_steps=100, steps_per_epoch=50, rows_per_step=4)
+    assert used.start.tolist() == [0.25, 0.75]
+    assert used.reference_losses.tolist() == [1.0, 2.0]
+    assert (used.loss_unit, used.interval, used.sources) == ("byte", 50, {"detection": {"file": "d.json"}})
+    assert used.block["initial_proportions"] == {"law": 0.25, "code": 0.75}
+    assert (used.block["probe"]["rows_per_domain"], used.block["sigma"]) == (6, 0.25)
+    assert rows_of_probe(config, lambda rows: 1.0, measured) == 6
+
+
+def test_a_reference_run_is_measured_once_per_epoch_in_the_unit_it_was_given():
+    run = ReferenceRun(domain="law", loss_unit="byte", stop_when_rising=True)
+    config = VersaTuneConfig(strategy="uniform")
+    used = resolve(config, Measured(), {"law": 9}, num_steps=6, steps_per_epoch=3, rows_per_step=3, reference_run=run)
+    assert (used.interval, used.loss_unit, used.stop_when_rising) == (3, "byte", True)
 
 
 def test_reference_losses_come_in_domain_order():
-    assert make_config().reference_vector(("code", "law")).tolist() == [2.0, 1.0]
-    assert VersaTuneConfig(strategy="uniform").reference_vector(DOMAINS) is None
+    assert references_in(make_config(), ("code", "law")).tolist() == [2.0, 1.0]
+    assert references_in(VersaTuneConfig(strategy="uniform"), DOMAINS) is None
 
 
 @pytest.mark.parametrize(
@@ -181,7 +201,7 @@ def test_reference_losses_come_in_domain_order():
     [(50, 1000, 50), (50, 50, 50), (1, 1, 1), (0.1, 1000, 100), (0.5, 3, 2), (0.001, 20, 1), (0.999, 10, 10)],
 )
 def test_the_update_interval_is_steps_or_a_share_of_the_run(given, num_steps, steps):
-    assert make_config(update_interval=given).interval_in_steps(num_steps) == steps
+    assert interval_in_steps(make_config(update_interval=given), num_steps) == steps
 
 
 @pytest.mark.parametrize(
@@ -198,7 +218,7 @@ def test_the_update_interval_is_steps_or_a_share_of_the_run(given, num_steps, st
 )
 def test_probes_take_as_many_rows_as_their_budget_allows(probe, share_of_a_row, rows):
     config = VersaTuneConfig(strategy="uniform", probe=probe)
-    assert config.probe_rows(lambda number: number * share_of_a_row) == rows
+    assert rows_of_probe(config, lambda number: number * share_of_a_row) == rows
 
 
 @pytest.mark.parametrize("budget", [0.0, 1.0, "5 %"])
@@ -209,7 +229,7 @@ def test_a_budget_is_a_share_of_the_run(budget):
 
 def test_an_update_interval_longer_than_the_run_is_an_error_that_says_what_would_fit():
     with pytest.raises(ValueError, match="is 50 optimizer steps, the default, but the run has only 49; give"):
-        make_config().interval_in_steps(49)
+        interval_in_steps(make_config(), 49)
 
 
 # --- mistakes, one by one -----------------------------------------------------------------------------------
@@ -370,40 +390,40 @@ def built(**block):
     ],
 )
 def test_targets_stages_and_guards_shape_the_start(block, expected):
-    assert built(**block).initial_vector(LARGE) == pytest.approx(expected, abs=1e-12)
+    assert initial_vector(built(**block), LARGE) == pytest.approx(expected, abs=1e-12)
 
 
 def test_expansion_gets_its_settings_and_goes_home_to_where_it_would_have_started():
     rise = {"domain": ["code", "law"], "delta": 0.1, "epsilon": 0.2, "ceiling": 0.9, "start": 0.8}
     more = {"delta_schedule": "remaining", "margin": 2.0}
     block = VALID | {"reference_losses": "self", "initial_proportions": "proportional"}
-    strategy = built(**block, expansion=rise | more, sigma=0.3).build_strategy(LARGE)
+    strategy = strategy_of(built(**block, expansion=rise | more, sigma=0.3), LARGE)
     assert (strategy.sigma, strategy.targets, strategy.delta, strategy.epsilon) == (0.3, (2, 0), 0.1, 0.2)
     assert (strategy.ceiling, strategy.delta_schedule, strategy.margin) == (0.9, "remaining", 2.0)
     assert (strategy.hold, strategy.since_start) == (0.0, False)
     assert strategy.home.tolist() == [0.6, 0.3, 0.1]
-    assert built(**block, expansion={"domain": "law"}).build_strategy(LARGE).home is None
+    assert strategy_of(built(**block, expansion={"domain": "law"}), LARGE).home is None
 
 
 def test_a_start_above_the_usual_ceiling_is_its_own_ceiling():
     block = VALID | {"reference_losses": "self", "initial_proportions": "uniform"}
     for start, ceiling in ((0.98, 0.98), (0.7, 0.8), (None, 0.8)):
         expansion = {"domain": "law", "start": start, "hold": 0.0, "forgetting_since": "start"}
-        strategy = built(**block, expansion=expansion).build_strategy(LARGE)
+        strategy = strategy_of(built(**block, expansion=expansion), LARGE)
         assert (strategy.ceiling, strategy.since_start) == (ceiling, True)
 
 
 def test_a_limit_on_passes_bounds_the_start():
     config = built(strategy="uniform", guards={"max_passes": 2})
     # 1,000 draws, of which code may have 200: the other two share 0.8 evenly
-    assert config.initial_vector(LARGE, 1000) == pytest.approx([0.4, 0.4, 0.2], abs=1e-12)
+    assert initial_vector(config, LARGE, 1000) == pytest.approx([0.4, 0.4, 0.2], abs=1e-12)
 
 
 def test_a_run_longer_than_its_limit_on_passes_is_an_error():
     with pytest.raises(
         ValueError, match=r"max_passes: the run draws 2,500 rows, but 2 passes over 1,000 .* least 2\.5"
     ):
-        built(strategy="uniform", guards={"max_passes": 2}).initial_vector(LARGE, 2500)
+        initial_vector(built(strategy="uniform", guards={"max_passes": 2}), LARGE, 2500)
 
 
 def test_a_floor_that_the_limit_on_passes_does_not_allow_is_an_error():
@@ -411,7 +431,7 @@ def test_a_floor_that_the_limit_on_passes_does_not_allow_is_an_error():
     with pytest.raises(
         ValueError, match=r"floor: 0\.25 of 1,000 rows would pass over the 100 rows of 'code' more than 1 "
     ):
-        config.initial_vector(LARGE, 1000)
+        initial_vector(config, LARGE, 1000)
 
 
 @pytest.mark.parametrize(
@@ -427,7 +447,7 @@ def test_a_floor_that_the_limit_on_passes_does_not_allow_is_an_error():
 def test_losses_come_from_probes_or_from_training(block, training, probes, rows):
     config = built(**block)
     assert (config.measures_training, config.measures_probes) == (training, probes)
-    assert config.probe_rows(lambda rows: rows / 100) == rows
+    assert rows_of_probe(config, lambda rows: rows / 100) == rows
 
 
 def test_only_a_margin_needs_the_errors_of_changes():
@@ -557,14 +577,14 @@ OF_STAGES = {"stages.general", "stages.order", "stages.kappa"}
 def test_one_line_of_a_block_changes_the_strategy_and_what_it_does_not_use_is_said(strategy, unused):
     config = built(**EVERYTHING, strategy=strategy)
     assert set(config.unused) == unused
-    assert config.initial_vector(LARGE).sum() == pytest.approx(1, abs=1e-12)
-    assert config.build_strategy(LARGE)
+    assert initial_vector(config, LARGE).sum() == pytest.approx(1, abs=1e-12)
+    assert strategy_of(config, LARGE)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_block_with_everything_serves_every_strategy(strategy):
     config = built(**EVERYTHING, strategy=strategy)
-    assert config.initial_vector(LARGE, 900).min() >= (0 if strategy in STAGED else 0.01 - 1e-12)
+    assert initial_vector(config, LARGE, 900).min() >= (0 if strategy in STAGED else 0.01 - 1e-12)
     assert VersaTuneConfig.model_validate(config.model_dump()) == config
 
 
@@ -572,7 +592,7 @@ def test_a_block_with_everything_serves_every_strategy(strategy):
 def test_a_file_of_reference_losses_that_training_losses_have_no_use_for_is_not_read(strategy):
     config = built(strategy=strategy, signal="train", reference_losses="versatune/references.json")
     assert config.references_file is None
-    assert config.reference_vector(DOMAINS) is None
+    assert references_in(config, DOMAINS) is None
     assert config.unused == ["reference_losses"]
 
 
@@ -600,7 +620,7 @@ def test_a_target_without_rows_to_learn_from_is_an_error_under_training_losses()
     block = VALID | {"signal": "train", "reference_losses": "self", "expansion": {"domain": "law"}}
     config = built(**block | {"initial_proportions": {"law": 0.0, "code": 1.0}})
     with pytest.raises(ValueError, match=r"expansion: law starts at 0, so `signal: train` has no loss of it"):
-        config.initial_vector(ROWS)
+        initial_vector(config, ROWS)
 
 
 @pytest.mark.parametrize(
@@ -614,7 +634,7 @@ def test_a_target_without_rows_to_learn_from_is_an_error_under_training_losses()
 )
 def test_guards_do_not_repair_proportions_that_the_user_gave(block, phrase):
     with pytest.raises(ValueError, match=phrase):
-        built(**block).initial_vector(ROWS)
+        initial_vector(built(**block), ROWS)
 
 
 def test_ceilings_and_a_limit_on_passes_that_leave_no_room_are_an_error():
@@ -622,20 +642,20 @@ def test_ceilings_and_a_limit_on_passes_that_leave_no_room_are_an_error():
     with pytest.raises(
         ValueError, match=r"under the ceilings and with at most 1 passes .* too few rows for a run that draws 900"
     ):
-        config.initial_vector({"law": 900, "code": 100}, 900)
+        initial_vector(config, {"law": 900, "code": 100}, 900)
 
 
 def test_a_domain_called_general_comes_last_by_itself():
     assert domain_problems({"strategy": "dmt"}, ("law", "general")) == []
     config = built(strategy="mixed_sequential")
-    assert config.build_strategy({"general": 10, "law": 20}).stages[-1].proportions.tolist() == [1, 0]
+    assert strategy_of(config, {"general": 10, "law": 20}).stages[-1].proportions.tolist() == [1, 0]
 
 
 def test_bounds_that_sum_to_one_up_to_rounding_leave_room():
     domains = tuple(map(str, range(10)))
     assert domain_problems({"guards": {"floor": 0.1, "ceiling": 0.1}}, domains) == []
     assert (
-        built(strategy="uniform", guards={"floor": 0.1}).initial_vector(dict.fromkeys(domains, 5)).tolist()
+        initial_vector(built(strategy="uniform", guards={"floor": 0.1}), dict.fromkeys(domains, 5)).tolist()
         == [0.1] * 10
     )
 
@@ -703,8 +723,8 @@ def test_a_line_shows_what_was_given():
 
 def test_vectors_are_new_at_every_call():
     config = make_config()
-    config.reference_vector(DOMAINS)[:] = 9
-    config.initial_vector({"law": 1, "code": 1})[:] = 9
-    assert config.reference_vector(DOMAINS).tolist() == [1.0, 2.0]
-    assert config.initial_vector({"law": 1, "code": 1}).tolist() == [0.5, 0.5]
-    assert config.reference_vector(DOMAINS).dtype == np.float64
+    references_in(config, DOMAINS)[:] = 9
+    initial_vector(config, {"law": 1, "code": 1})[:] = 9
+    assert references_in(config, DOMAINS).tolist() == [1.0, 2.0]
+    assert initial_vector(config, {"law": 1, "code": 1}).tolist() == [0.5, 0.5]
+    assert references_in(config, DOMAINS).dtype == np.float64

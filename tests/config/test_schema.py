@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from versatune_plugin import VersaTuneConfig, cli
 from versatune_plugin.config.schema import block_schema, yaml_schema
-from versatune_plugin.hosts.axolotl.config import INTERNAL_KEYS
 from versatune_plugin.strategies import STRATEGIES
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -129,10 +128,9 @@ def test_the_domains_of_datasets_are_names(validator):
         assert not validator.is_valid({"test_datasets": [{"path": "a", "domain": wrong}]}), wrong
 
 
-def test_an_editor_is_told_of_every_key_but_those_that_the_plugin_fills_in():
+def test_an_editor_is_told_of_every_key():
     properties = yaml_schema()["$defs"]["VersaTuneConfig"]["properties"]
-    assert set(properties) == set(VersaTuneConfig.model_fields) - set(INTERNAL_KEYS)
-    assert {"dataset_domains", "test_dataset_domains", "only_domain", "loss_unit"} <= set(INTERNAL_KEYS)
+    assert set(properties) == set(VersaTuneConfig.model_fields)
     assert properties["strategy"]["anyOf"][0]["enum"] == list(STRATEGIES)
     assert properties["sigma"]["default"] == 0.5
     assert properties["sigma"]["description"] == VersaTuneConfig.model_fields["sigma"].description

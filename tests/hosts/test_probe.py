@@ -12,6 +12,8 @@ import torch
 from tests.hosts import inside, runs
 from tests.hosts.trl.test_runs import prompts, tokenizer
 from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, make_rows
+from versatune_plugin import VersaTuneSFTTrainer
+from versatune_plugin.config.measured import ReferenceRun
 from versatune_plugin.measuring.probes import build_probes
 from versatune_plugin.signals import loss_errors
 
@@ -154,9 +156,10 @@ def test_rows_that_are_given_win_over_the_budget(workspace, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("loss_unit", "count"), [("token", "target_tokens"), ("byte", "target_bytes")])
-def test_pieces_add_up_to_the_losses(workspace, tmp_path, loss_unit, count):
+def test_pieces_add_up_to_the_losses(workspace, tmp_path, monkeypatch, loss_unit, count):
     """9 rows, each a piece; a window has two."""
-    block = inside.block(probe={"rows_per_domain": 9}, loss_unit=loss_unit)
+    monkeypatch.setattr(VersaTuneSFTTrainer, "reference_run", ReferenceRun(domain="law", loss_unit=loss_unit))
+    block = inside.block(probe={"rows_per_domain": 9})
     trainer = inside.build(workspace, tmp_path, versatune=block)
     losses, pieces, _ = trainer.probe_losses()
     assert pieces.shape == (3, 10, len(DOMAINS))

@@ -308,17 +308,15 @@ def test_written_file_reads_back_and_its_numbers_enter_the_block(host):
     document = host.write(host.measure())
     read = references.read(host.file)
     assert {key: read[key] for key in document} == document
-    config = VersaTuneConfig(initial_proportions="uniform", reference_losses="x.json", sigma=0.25)
-    settled = references.settled(config, read)
-    assert settled.reference_losses == {"law": 2.5, "code": 1.25}
-    assert (settled.loss_unit, settled.probe.rows_per_domain, settled.sigma) == ("token", 6, 0.25)
+    numbers = references.numbers_of(host.file, read)
+    assert numbers.reference_losses == {"law": 2.5, "code": 1.25}
+    assert (numbers.loss_unit, numbers.probe_rows) == ("token", 6)
 
 
 def test_file_of_another_tokenizer_sets_the_unit_of_the_run(host):
     document = host.write(host.measure(), difference="their vocabularies differ")
     assert document["unit"] == "nats per byte"
-    config = VersaTuneConfig(initial_proportions="uniform", reference_losses="x.json")
-    assert references.settled(config, document).loss_unit == "byte"
+    assert references.numbers_of(host.file, document).loss_unit == "byte"
 
 
 def fits(document, **changes) -> list[str]:

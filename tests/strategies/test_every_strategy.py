@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.resolving import initial_vector, references_in, strategy_of
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.settings import build_guards
 from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.strategies import STRATEGIES
 
@@ -52,10 +54,10 @@ def make_mixture(name, domains=DOMAINS, **changes):
     num_rows = {domain: NUM_ROWS[domain] for domain in domains}
     return Mixture(
         domains,
-        config.build_strategy(num_rows),
-        config.initial_vector(num_rows),
-        config.reference_vector(domains),
-        guards=config.build_guards(domains),
+        strategy_of(config, num_rows),
+        initial_vector(config, num_rows),
+        references_in(config, domains),
+        guards=build_guards(config, domains),
         smoothing=config.guards.smoothing,
         num_steps=NUM_STEPS,
     )

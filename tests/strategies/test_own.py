@@ -4,6 +4,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from tests.resolving import strategy_of
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.strategies import own_strategy
@@ -59,7 +60,7 @@ def mine(tmp_path, monkeypatch):
 
 def test_a_class_beside_the_yaml_decides_and_remembers(mine):
     config = VersaTuneConfig(strategy="mine:Hardest", initial_proportions="uniform")
-    mixture = Mixture(DOMAINS, config.build_strategy(dict.fromkeys(DOMAINS, 10)), np.full(3, 1 / 3), num_steps=9)
+    mixture = Mixture(DOMAINS, strategy_of(config, dict.fromkeys(DOMAINS, 10)), np.full(3, 1 / 3), num_steps=9)
     first = mixture.update(np.array([2.0, 3.0, 1.0]), step=1)
     assert (first.proportions.tolist(), first.note) == ([0.0, 1.0, 0.0], "update 1")
     resumed = Mixture(DOMAINS, own_strategy("mine:Hardest"), np.full(3, 1 / 3), num_steps=9)

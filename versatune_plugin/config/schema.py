@@ -7,7 +7,6 @@ other keys, on files or on the domains is left to `versatune check`.
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.checks import START_NAMES
 from versatune_plugin.config.sections import SELF
-from versatune_plugin.hosts.axolotl.config import INTERNAL_KEYS
 from versatune_plugin.strategies import STRATEGIES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -62,8 +61,6 @@ def block_schema() -> dict:
     """The schema of the `versatune:` block alone."""
     schema = VersaTuneConfig.model_json_schema()
     definitions = schema.pop("$defs")
-    for key in INTERNAL_KEYS:
-        del schema["properties"][key]
     for name, model in ({"VersaTuneConfig": schema} | definitions).items():
         del model["title"]
         said = _SAID_IN_CODE.get(name, {})

@@ -1,7 +1,7 @@
 """Rows per domain: splitting by a column, joining in domain order, counting tokens, fingerprints."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -79,6 +79,17 @@ def costs(dataset: Dataset, unit: str, rows: np.ndarray | None = None) -> np.nda
     if unit == "examples":
         return np.ones(len(dataset) if rows is None else len(rows), dtype=np.int64)
     return (token_counts if unit == "tokens" else target_counts)(dataset, rows)
+
+
+def sizes(train: Mapping[str, Dataset], unit: str) -> tuple[dict[str, int], np.ndarray | None]:
+    """How much each domain has in a unit, and what each row of all domains, one after another, counts in it.
+
+    Of examples every row counts one, which None says.
+    """
+    if unit == "examples":
+        return {domain: len(rows) for domain, rows in train.items()}, None
+    by_domain = {domain: costs(rows, unit) for domain, rows in train.items()}
+    return {domain: int(of_rows.sum()) for domain, of_rows in by_domain.items()}, np.concatenate([*by_domain.values()])
 
 
 def target_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray:

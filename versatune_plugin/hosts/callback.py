@@ -11,7 +11,7 @@ import math
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from versatune_plugin.config.settings import Settings
 from versatune_plugin.files.history import History, history_path
 from versatune_plugin.files.rows import UNITS
 from versatune_plugin.hosts import progress
@@ -51,36 +52,22 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     Args:
         trainer: A `VersaTuneMixin` trainer: gives the sampler, the probe losses and the log.
-        new_mixture: Builds the mixture at the start of a run, from the run's number of steps.
-        interval_in_steps: Optimizer steps between updates, from the run's number of steps.
+        settings_of_run: What a run uses, from its number of optimizer steps.
         fingerprints: Of each set of rows; a resumed run must have the same.
-        settings: The block; a resumed run says which of them changed.
         logger: Where the log lines go.
-        sources: Where the numbers of the start (`detection`) and the reference losses (`references`) come from, as
-            far as they come from files.
-        stop_when_rising: End the run at the first update, from the second on, at which a loss has risen (for
-            reference runs of one domain).
     """
 
     def __init__(
         self,
         trainer,
-        new_mixture: Callable[[int], Mixture],
-        interval_in_steps: Callable[[int], int],
+        settings_of_run: Callable[[int], Settings],
         fingerprints: dict[str, str],
-        settings: dict,
         logger: logging.Logger,
-        sources: Mapping[str, dict] | None = None,
-        stop_when_rising: bool = False,
     ) -> None:
         self._trainer = weakref.proxy(trainer)  # which holds this callback: a cycle would keep its loader's workers
-        self._new_mixture = new_mixture
-        self._interval_in_steps = interval_in_steps
+        self._settings_of_run = settings_of_run
         self._fingerprints = fingerprints
-        self._settings = settings
         self._logger = logger
-        self._sources = sources or {}
-        self._stop_when_rising = stop_when_rising
         self._mixture: Mixture | None = None
         self._history: History | None = None
         self._before_end: tuple[int, dict] | None = None  # a step, and the state there without the run's end
@@ -95,10 +82,12 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, **kwargs):
         """A new run measures before its first step; a resumed one takes over the checkpoint's state."""
         self._trainer.is_running = True
-        self._mixture = self._new_mixture(state.max_steps)
+        used = self._settings_of_run(state.max_steps)
+        self._settings, self._sources, self._stop_when_rising = used.block, used.sources, used.stop_when_rising
+        self._mixture = used.mixture()
         self._plan = dict(self._mixture.strategy.plan(state.max_steps))
         self._num_draws = self._planned_draw(state.max_steps)  # of the whole run
-        self._interval = self._interval_in_steps(state.max_steps)
+        self._interval = used.interval
         self._look_ahead = LookAhead.of(args)
         # rows, tokens and target tokens by domain, at the last history line
         self._drawn = np.zeros((len(UNITS), len(self._mixture.domains)), dtype=np.int64)

@@ -1,17 +1,18 @@
 """What a trainer is given, checked before the host loads a model: domains, rows, training arguments, steps."""
 
-import math
 from collections.abc import Mapping
 
-import numpy as np
 from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.checks import domain_problems
+from versatune_plugin.config.measured import Measured, ReferenceRun
+from versatune_plugin.config.settings import Settings, provisional, resolve
 from versatune_plugin.domains import check_domain_names
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts import stream_checks
+from versatune_plugin.hosts.length import RunLength
 
 DOMAIN_COLUMN = "domain"
 _WITHOUT_PADDING = ("packing", "padding_free", "sample_packing", "batch_flattening")
@@ -76,7 +77,9 @@ def are_streams(train: Mapping) -> bool:
     return all(map(is_stream, train.values()))
 
 
-def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, kwargs: dict):
+def check_before_the_model(
+    versatune, train_dataset, eval_dataset, args: tuple, kwargs: dict, reference_run: ReferenceRun | None = None
+):
     """Everything that can be told from a trainer's arguments, before the host loads a model.
 
     Args:
@@ -85,6 +88,7 @@ def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, 
         eval_dataset: As given to the trainer.
         args: The trainer's other positional arguments: model, training arguments, ...
         kwargs: The trainer's other keyword arguments.
+        reference_run: What a run that measures a reference loss has to know.
 
     Returns:
         The config, the training rows and the held-out rows per domain.
@@ -98,15 +102,11 @@ def check_before_the_model(versatune, train_dataset, eval_dataset, args: tuple, 
     training_args = kwargs.get("args") or (args[1] if len(args) > 1 else None)
     if training_args is not None:
         check_arguments(training_args, config, streamed)
-        num_samples = config.samples_per_epoch or sum(num_rows(train).values())
-        block_size = rows_per_step(training_args)
-        steps_per_epoch = training_args.max_steps if streamed else math.ceil(num_samples / block_size)
         if getattr(training_args, "packing", False):  # how many rows there will be is not known yet
             return config, train, heldout
-        steps = num_steps(training_args, steps_per_epoch)
-        update_interval(config, steps, steps_per_epoch)
-        if config.detection_file is None:
-            start_of(config, num_rows(train), steps, block_size)
+        sizes = num_rows(train)
+        length = RunLength.of_arguments(training_args, None if streamed else rows_per_epoch(config, sizes))
+        settings_of(config, provisional(config, tuple(train)), sizes, length, reference_run)
     return config, train, heldout
 
 
@@ -126,34 +126,28 @@ def check_streams(config: VersaTuneConfig, train: Mapping[str, IterableDataset])
         raise ValueError("versatune cannot mix streams so:\n  " + "\n  ".join(problems))
 
 
-def start_of(config: VersaTuneConfig, num_rows: Mapping[str, int], num_steps: int, block_size: int) -> np.ndarray:
-    """Proportions at the start of a run, shape (num_domains,).
+def settings_of(
+    config: VersaTuneConfig,
+    measured: Measured,
+    sizes: Mapping[str, int],
+    length: RunLength,
+    reference_run: ReferenceRun | None = None,
+) -> Settings:
+    """What a run of this length uses (see `config.settings.resolve`)."""
+    return resolve(
+        config,
+        measured,
+        sizes,
+        num_steps=length.num_steps,
+        steps_per_epoch=length.steps_per_epoch,
+        rows_per_step=length.rows_per_step,
+        reference_run=reference_run,
+    )
 
-    Args:
-        config: The block, with numbers in place of files.
-        num_rows: Training rows per domain, in domain order.
-        num_steps: Optimizer steps of the run.
-        block_size: Rows per optimizer step.
 
-    Raises:
-        ValueError: The run cannot keep the guards, or is too short for the strategy's stages.
-    """
-    config.build_strategy(num_rows).plan(num_steps)
-    return config.initial_vector(num_rows, num_steps * block_size)
-
-
-def update_interval(config: VersaTuneConfig, num_steps: int, steps_per_epoch: int) -> int:
-    """Optimizer steps between two updates; in a reference run, which measures after every epoch, those of an epoch.
-
-    Args:
-        config: The block.
-        num_steps: Optimizer steps of the run.
-        steps_per_epoch: Optimizer steps of an epoch.
-
-    Raises:
-        ValueError: The interval is longer than the run.
-    """
-    return steps_per_epoch if config.only_domain else config.interval_in_steps(num_steps)
+def rows_per_epoch(config: VersaTuneConfig, num_rows: Mapping[str, int]) -> int:
+    """Rows drawn per epoch, before they are rounded up to whole steps."""
+    return config.samples_per_epoch or sum(num_rows.values())
 
 
 def describe_model(model, revision: str | None = None) -> dict:
@@ -162,21 +156,6 @@ def describe_model(model, revision: str | None = None) -> dict:
 
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
     return {"name": name, "fingerprint": model_fingerprint(name, revision) if name else None}
-
-
-def num_steps(args, steps_per_epoch: int) -> int:
-    """Optimizer steps of a run."""
-    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
-
-
-def rows_per_rank(args) -> int:
-    """Rows of a rank's micro-batch: with split_batches, the ranks share one of `per_device_train_batch_size` rows."""
-    return args.train_batch_size // (args.world_size if args.accelerator_config.split_batches else 1)
-
-
-def rows_per_step(args) -> int:
-    """Rows of an optimizer step where every rank has rows of its own."""
-    return rows_per_rank(args) * args.gradient_accumulation_steps * args.world_size
 
 
 def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping, when: str = "") -> None:

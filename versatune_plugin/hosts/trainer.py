@@ -6,9 +6,9 @@ The mixin overrides the host's train-sampler hook; the loader, collator and trai
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.measured import Measured, ReferenceRun
 from versatune_plugin.config.sections import SELF
+from versatune_plugin.config.settings import Settings
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts import model_card, stream_checks
 from versatune_plugin.hosts.callback import VersaTuneCallback
@@ -31,15 +33,13 @@ from versatune_plugin.hosts.checks import (
     check_domains_fit,
     describe_model,
     num_rows,
-    num_steps,
-    rows_per_rank,
-    rows_per_step,
-    start_of,
-    update_interval,
+    rows_per_epoch,
+    settings_of,
 )
+from versatune_plugin.hosts.length import RunLength, rows_per_rank, rows_per_step
 from versatune_plugin.hosts.progress import show_mixture
 from versatune_plugin.measuring import references
-from versatune_plugin.measuring.detection.run import BaseModel, with_detected_start
+from versatune_plugin.measuring.detection.run import BaseModel, detected_start
 from versatune_plugin.measuring.probe_plan import ProbePlan, plan_probes, probe_rows, rows_drawn
 from versatune_plugin.measuring.probes import (
     Probes,
@@ -51,7 +51,6 @@ from versatune_plugin.measuring.probes import (
     target_bytes,
 )
 from versatune_plugin.measuring.train_losses import TrainLosses, logits_of
-from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.sampler.draws import MixtureSampler
 from versatune_plugin.sampler.feed import Feed
 from versatune_plugin.sampler.streams import MixtureStream, first_rows
@@ -60,17 +59,6 @@ _REMEDY = (
     "give the numbers, reference_losses: {law: 1.21, ...}, or the right file, or use VersaTuneSFTTrainer, which makes "
     "the file where the block has a `reference:`"
 )
-
-# Keys of the block that say where a run's numbers come from, not what it does with them
-_NOT_OF_THE_RUN = {
-    "domains",
-    "domain_column",
-    "dataset_domains",
-    "test_dataset_domains",
-    "detection",
-    "reference",
-    "sources",
-}
 
 
 class VersaTuneMixin:
@@ -86,6 +74,8 @@ class VersaTuneMixin:
         ValueError: The block, the domains, the rows or the training arguments do not fit; all mistakes are named.
     """
 
+    reference_run: ReferenceRun | None = None
+    """Set where the run measures the reference loss of one domain."""
     feed: Feed | None = None
     """What the host's loader reads."""
     is_running: bool = False
@@ -106,16 +96,19 @@ class VersaTuneMixin:
         if versatune is None:  # the Axolotl plugin brings the mixture after construction
             super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
             return
-        config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
+        config, train, heldout = check_before_the_model(
+            versatune, train_dataset, eval_dataset, args, kwargs, self.reference_run
+        )
         model = args[0] if args else kwargs.get("model")
         name = describe_model(model)["name"]
         texts = stream_checks.fitted_on_rows if are_streams(train) else None
-        config = with_detected_start(config, tuple(train), BaseModel(name), texts, visible_logger())
+        measured = detected_start(config, tuple(train), BaseModel(name), texts, visible_logger())
         path, document = config.references_file, None
         if path is not None:
-            config, document = references.of_file(config, tuple(train), model, describe_model, _REMEDY)
+            of_file, document = references.of_file(config, tuple(train), model, describe_model, _REMEDY)
+            measured |= of_file
         super().__init__(*args, train_dataset=stand_in(train), eval_dataset=heldout, **kwargs)
-        self.use_mixture(config, train, heldout)
+        self.use_mixture(config, train, heldout, measured)
         if document is not None:
             self.check_rows_of(path, document, _REMEDY)
 
@@ -124,6 +117,7 @@ class VersaTuneMixin:
         config: VersaTuneConfig,
         train: Mapping[str, Dataset] | Mapping[str, IterableDataset],
         heldout: Mapping[str, Dataset],
+        measured: Measured = Measured(),  # noqa: B008 - frozen
         logger: logging.Logger | None = None,
     ) -> None:
         """Draw the training rows from a mixture.
@@ -132,88 +126,80 @@ class VersaTuneMixin:
             config: The `versatune:` block.
             train: Tokenised rows per domain, in domain order; `self.train_dataset` is their `stand_in`.
             heldout: Tokenised held-out rows of the same domains.
+            measured: The numbers of the files that the block names.
             logger: Where the log lines go; default: this package's.
         """
         self._logger = logger or visible_logger()
         self._streams = train if are_streams(train) else None
         check_arguments(self.args, config, self._streams is not None)
         self._check_ranks_have_rows_of_their_own()
-        self._versatune = config
+        self._versatune, self._measured = config, measured
         self._num_rows_by_domain = num_rows(train)
-        self._row_costs = None
         if self._streams is not None:
             if problems := stream_checks.dispatch_problems(self.args):
                 raise ValueError("; ".join(problems))
             train = first_rows(self._streams)
             check_domains_fit(config, train, heldout)
-        sizes = self._num_rows_by_domain
+        self._sizes, self._row_costs = self._num_rows_by_domain, None
         if config.unit != "examples":
-            costs = {domain: data.costs(rows, config.unit) for domain, rows in train.items()}
-            self._row_costs = np.concatenate(list(costs.values()))
-            sizes = {domain: int(of_domain.sum()) for domain, of_domain in costs.items()}
-        block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
-        steps = num_steps(self.args, steps_per_epoch)
-        interval = update_interval(config, steps, steps_per_epoch)
-        self._start = start_of(config, sizes, steps, block_size)
-        self._say_what_is_other_than_asked(config.asked_vector(sizes), logger or visible_logger())
+            self._sizes, self._row_costs = data.sizes(train, config.unit)
+        self._settings = self.settings_of_run(self.run_length.num_steps)
+        self._say_what_was_changed()
         self._probes = None
         if config.measures_probes:
-            mean_costs = [sizes[domain] / number for domain, number in self._num_rows_by_domain.items()]
-            plan = plan_probes(
-                config,
-                train,
-                heldout,
-                rows_drawn(self._start, steps * block_size, mean_costs),
-                num_steps=steps,
-                interval=interval,
-                full=all(parameter.requires_grad for parameter in self.model.parameters()),
-                device_type=self.args.device.type,
-                eval_batch_size=self.args.per_device_eval_batch_size,
-                seed=self.args.seed,
-                world_size=self.args.world_size,
-            )
-            self._say_what_probes_cost(plan, logger or visible_logger())
-            self._probes = self._build_probes({domain: heldout[domain] for domain in train}, plan)
+            self._probes = self._build_probes({domain: heldout[domain] for domain in train}, self._plan(train, heldout))
         if config.measures_training:
             self.start_train_losses()
-        domains, start = tuple(train), self._start
         self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
         fingerprints = {f"training rows of {domain!r}": value for domain, value in self.data_fingerprints.items()}
         fingerprints |= {f"held-out rows of {domain!r}": data.fingerprint(rows) for domain, rows in heldout.items()}
-        self._recorder = VersaTuneCallback(
-            self,
-            lambda steps: Mixture(
-                domains,
-                config.build_strategy(sizes),
-                start,
-                config.reference_vector(domains),
-                own_reference=config.reference_losses == SELF,
-                guards=config.build_guards(domains),
-                smoothing=config.guards.smoothing,
-                num_steps=steps,
-                of_training=config.measures_training,
-            ),
-            lambda steps: update_interval(config, steps, steps_per_epoch),
-            fingerprints,
-            config.model_dump(exclude=_NOT_OF_THE_RUN),
-            logger or visible_logger(),
-            sources=config.sources,
-            stop_when_rising=bool(config.only_domain and config.reference.stop_when_rising),
-        )
+        self._recorder = VersaTuneCallback(self, self.settings_of_run, fingerprints, self._logger)
         self.add_callback(self._recorder)
 
-    def _say_what_is_other_than_asked(self, asked: np.ndarray, logger: logging.Logger) -> None:
-        config = self._versatune
+    def settings_of_run(self, num_steps: int) -> Settings:
+        """What a run of so many optimizer steps uses."""
+        length = replace(self.run_length, num_steps=num_steps)
+        return settings_of(self._versatune, self._measured, self._sizes, length, self.reference_run)
+
+    def _plan(self, train: Mapping[str, Dataset], heldout: Mapping[str, Dataset]) -> ProbePlan:
+        """The probes of the run; says what they cost."""
+        settings = self._settings
+        mean_costs = [self._sizes[domain] / number for domain, number in self._num_rows_by_domain.items()]
+        plan = plan_probes(
+            self._versatune,
+            train,
+            heldout,
+            rows_drawn(settings.start, self.run_length.num_draws, mean_costs),
+            num_steps=settings.num_steps,
+            interval=settings.interval,
+            full=all(parameter.requires_grad for parameter in self.model.parameters()),
+            device_type=self.args.device.type,
+            eval_batch_size=self.args.per_device_eval_batch_size,
+            seed=self.args.seed,
+            world_size=self.args.world_size,
+            measured=self._measured,
+        )
+        if self.is_world_process_zero() and not self.reference_run:
+            self._logger.info("probe: %s", plan)
+            if plan.warning:
+                self._logger.warning(plan.warning)
+        return plan
+
+    def _say_what_was_changed(self) -> None:
+        """Name the keys without effect, and the domains that guards start at another proportion."""
+        config, settings = self._versatune, self._settings
         if not self.is_world_process_zero():
             return
         if config.unused:
             keys = ", ".join(f"versatune.{key}" for key in config.unused)
-            logger.warning("strategy %r makes no use of %s", config.strategy, keys)
+            self._logger.warning("strategy %r makes no use of %s", config.strategy, keys)
         if config.expansion and config.reference_losses == SELF and config.strategy == "versatune":
-            logger.warning("reference_losses: self leaves a target no potential, and so no rise, while its loss falls")
-        for domain, before, after in zip(self._num_rows_by_domain, asked, self._start, strict=True):
+            self._logger.warning(
+                "reference_losses: self leaves a target no potential, and so no rise, while its loss falls"
+            )
+        for domain, before, after in zip(settings.domains, settings.asked, settings.start, strict=True):
             if before != after:
-                logger.info("guards: %s starts at %.3f instead of %.3f", domain, after, before)
+                self._logger.info("guards: %s starts at %.3f instead of %.3f", domain, after, before)
 
     def _check_ranks_have_rows_of_their_own(self) -> None:
         if rows_per_step(self.args) != self.get_total_train_batch_size(self.args):
@@ -238,12 +224,12 @@ class VersaTuneMixin:
     def get_train_dataloader(self):
         """As the host's; streams are mixed by what it reads, since it asks for no sampler of them."""
         if self._streams is not None:
-            block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
+            length = self.run_length
             self.train_dataset = MixtureStream(
                 self._streams,
-                self._start,
-                block_size=block_size,
-                steps_per_epoch=steps_per_epoch,
+                self._settings.start,
+                block_size=length.rows_per_step,
+                steps_per_epoch=length.steps_per_epoch,
                 seed=self._seed,
                 step=lambda: self.state.global_step,
                 logger=self._logger if self.is_world_process_zero() else None,
@@ -265,27 +251,22 @@ class VersaTuneMixin:
 
     def _new_feed(self) -> Feed:
         """The mixture, one block per optimizer step; for a host that packs rows, to be overridden."""
-        block_size, steps_per_epoch = self._rows_per_step_and_steps_per_epoch()
-        return self._new_sampler(block_size, steps_per_epoch)
+        return self._new_sampler(self.run_length)
 
-    def _rows_per_step_and_steps_per_epoch(self) -> tuple[int, int]:
-        """Rows of an optimizer step over all ranks, and the steps of an epoch: rounded up to whole ones.
+    @property
+    def run_length(self) -> RunLength:
+        """How long the run is by its training arguments; for a host that packs rows, to be overridden."""
+        rows = None if self._streams is not None else rows_per_epoch(self._versatune, self._num_rows_by_domain)
+        return RunLength.of_arguments(self.args, rows)
 
-        For a host that packs rows, to be overridden.
-        """
-        block_size = self.get_total_train_batch_size(self.args)
-        if self._streams is not None:  # the host counts the whole run as an epoch
-            return block_size, self.args.max_steps
-        return block_size, math.ceil(self._num_samples() / block_size)
-
-    def _new_sampler(self, block_size: int, steps_per_epoch: int) -> MixtureSampler:
+    def _new_sampler(self, length: RunLength) -> MixtureSampler:
         return MixtureSampler(
             self._num_rows_by_domain,
-            self._start,
-            block_size=block_size,
-            num_samples=steps_per_epoch * block_size,
+            self._settings.start,
+            block_size=length.rows_per_step,
+            num_samples=length.steps_per_epoch * length.rows_per_step,
             seed=self._seed,
-            **({} if self._row_costs is None else {"row_costs": self._row_costs}),
+            row_costs=self._row_costs,
         )
 
     def get_total_train_batch_size(self, args) -> int:
@@ -304,7 +285,7 @@ class VersaTuneMixin:
             sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
             self.resumed_from = whole_checkpoint(resume_from_checkpoint, self.args, sharded)
         except ValueError:
-            if not (self.__dict__.get("_versatune") and self._versatune.only_domain):
+            if not self.reference_run:
                 raise
             visible_logger().warning("the reference run has no whole checkpoint: it starts from the beginning")
             self.resumed_from = None
@@ -382,7 +363,7 @@ class VersaTuneMixin:
     @property
     def loss_unit(self) -> str:
         """``"token"`` or ``"byte"``: what a loss is the mean over."""
-        return self._versatune.loss_unit
+        return self._settings.loss_unit
 
     def probe_losses(self) -> tuple[np.ndarray, np.ndarray, float] | None:
         """Loss of each domain on its probe, its pieces and the seconds; the numbers are the same on all ranks.
@@ -471,10 +452,6 @@ class VersaTuneMixin:
         Trainer.log(self, dict(numbers))
         self.control.should_log = due
 
-    def _num_samples(self) -> int:
-        """Draws per epoch, before they are rounded up to whole steps."""
-        return self._versatune.samples_per_epoch or sum(self._num_rows_by_domain.values())
-
     # Training losses
 
     def start_train_losses(self) -> None:
@@ -513,13 +490,6 @@ class VersaTuneMixin:
             plan.batch_size,
             {domain: target_bytes(probe, decode) for domain, probe in rows.items()} if decode else None,
         )
-
-    def _say_what_probes_cost(self, plan: ProbePlan, logger: logging.Logger) -> None:
-        if not self.is_world_process_zero() or self._versatune.only_domain:
-            return
-        logger.info("probe: %s", plan)
-        if plan.warning:
-            logger.warning(plan.warning)
 
     def _batch_loss(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._prepare_inputs(self._collate_probe(rows))

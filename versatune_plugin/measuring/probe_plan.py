@@ -10,6 +10,8 @@ import numpy as np
 from datasets import Dataset
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.measured import Measured
+from versatune_plugin.config.settings import num_probe_rows
 from versatune_plugin.files import rows as data
 from versatune_plugin.measuring.probes import (
     Cost,
@@ -69,6 +71,7 @@ def plan_probes(
     eval_batch_size: int,
     seed: int,
     world_size: int = 1,
+    measured: Measured = Measured(),  # noqa: B008 - frozen
 ) -> ProbePlan:
     """The probes of a run.
 
@@ -84,6 +87,7 @@ def plan_probes(
         eval_batch_size: Held-out rows that fit into memory together.
         seed: Of the choice of rows.
         world_size: Number of processes.
+        measured: What was measured before the run; its reference losses tell how many rows are measured.
     """
     cost = Cost(
         heldout={domain: data.token_counts(heldout[domain]) for domain in train},
@@ -93,7 +97,7 @@ def plan_probes(
         seed=seed,
         world_size=world_size,
     )
-    num_rows = config.probe_rows(cost.share)
+    num_rows = num_probe_rows(config, measured, cost.share)
     return ProbePlan(
         num_rows=num_rows,
         num_heldout=tuple(len(heldout[domain]) for domain in train),

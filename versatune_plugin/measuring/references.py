@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from versatune_plugin.config.measured import Measured
 from versatune_plugin.files.documents import read_document, write_document
 from versatune_plugin.files.history import history_path, read_history
 from versatune_plugin.report.drawing import aligned, label, marks, new_figure, save_png
@@ -465,7 +466,7 @@ def of_file(
     describe: Callable[..., dict],
     remedy: str,
     settings: Mapping | None = None,
-) -> tuple:
+) -> tuple[Measured, dict]:
     """Read the references.json of a `versatune:` block and check what can be told without rows.
 
     Args:
@@ -477,7 +478,7 @@ def of_file(
         settings: Those of the run, as its host's `settings_of` gives them; see `misfits`.
 
     Returns:
-        The block with the file's numbers, and the document.
+        The file's numbers, and the document.
 
     Raises:
         ValueError: The file is missing, is no references.json, or does not fit; with all reasons.
@@ -489,16 +490,7 @@ def of_file(
     reference = config.reference and config.reference.model_dump() | describe(config.reference.model)
     problems = misfits(document, domains, describe(model), reference, config.probe.rows_per_domain, settings)
     refuse(path, document, problems, remedy)
-    sources = config.sources | {
-        "references": source(
-            path,
-            document["reference_model"]["name"],
-            document["settings"]["epochs"],
-            document["unit"],
-            document["seconds"],
-        )
-    }
-    return settled(config.with_measurements(sources=sources), document), document
+    return numbers_of(path, document), document
 
 
 def source(path: Path, model: str, epochs: int, unit: str, seconds: float) -> dict:
@@ -514,13 +506,15 @@ def source(path: Path, model: str, epochs: int, unit: str, seconds: float) -> di
     return {"file": str(path), "model": model, "epochs": epochs, "unit": unit, "seconds": seconds}
 
 
-def settled(config, document: Mapping):
-    """A `versatune:` block with the losses, the unit and the number of held-out rows of a references.json."""
+def numbers_of(path: Path, document: Mapping) -> Measured:
+    """The losses, the unit and the number of held-out rows of a references.json."""
     (unit,) = (name for name, words in UNITS.items() if words == document["unit"])
-    return config.with_measurements(
+    model, epochs = document["reference_model"]["name"], document["settings"]["epochs"]
+    return Measured(
         reference_losses={domain: float(loss) for domain, loss in document["reference_losses"].items()},
         loss_unit=unit,
-        probe=config.probe.model_dump() | {"rows_per_domain": document["probe"]["rows_per_domain"]},
+        probe_rows=document["probe"]["rows_per_domain"],
+        sources={"references": source(path, model, epochs, document["unit"], document["seconds"])},
     )
 
 

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from versatune_plugin.config.block import VersaTuneConfig
-from versatune_plugin.config.sections import SELF
+from versatune_plugin.config.settings import resolve
 from versatune_plugin.mixture import mixture as mixtures
 from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.sampler.draws import MixtureSampler
@@ -26,10 +25,18 @@ def replay(title: str, block: Mapping, run: Run) -> Outcome:
             f"versatune.strategy: {run.not_imported!r} is recorded code of somebody's own, imported only where you "
             f"name it, too: --try strategy={run.not_imported}"
         )
-    config, files = checked(block, tuple(run.num_rows))
-    interval = config.interval_in_steps(run.num_steps)
+    config, measured, files = checked(block, tuple(run.num_rows))
+    settings = resolve(
+        config,
+        measured,
+        run.num_rows,
+        num_steps=run.num_steps,
+        steps_per_epoch=run.num_steps,
+        rows_per_step=run.block_size,
+    )
+    interval = settings.interval
     with _warnings() as warnings:
-        mixture = _mixture(config, run)
+        mixture = settings.mixture()
         notes, strategy = list(warnings), mixture.strategy
         plan = {step: proportions for step, proportions in strategy.plan(run.num_steps) if step <= run.last_step}
         due = sorted({*range(interval, run.last_step + 1, interval), *plan})
@@ -90,22 +97,6 @@ def _records(
             "skipped": update.skipped,
             "acts_at_draw": at_draw if planned or changed else None,
         }
-
-
-def _mixture(config: VersaTuneConfig, run: Run) -> Mixture:
-    """As a trainer builds it."""
-    domains = tuple(run.num_rows)
-    return Mixture(
-        domains,
-        config.build_strategy(run.num_rows),
-        config.initial_vector(run.num_rows, run.num_steps * run.block_size),
-        config.reference_vector(domains),
-        own_reference=config.reference_losses == SELF,
-        guards=config.build_guards(domains),
-        smoothing=config.guards.smoothing,
-        num_steps=run.num_steps,
-        of_training=config.measures_training,
-    )
 
 
 @contextmanager

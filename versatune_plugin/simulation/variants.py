@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.blocks import readable
 from versatune_plugin.config.checks import domain_problems
+from versatune_plugin.config.measured import Measured
 from versatune_plugin.files.documents import read_document
 from versatune_plugin.measuring import references
 from versatune_plugin.measuring.detection.detect import SCHEMA as DETECTION
@@ -53,8 +54,8 @@ def _change(block: dict, word: str) -> None:
         del block[last]
 
 
-def checked(block: Mapping, domains: tuple[str, ...]) -> tuple[VersaTuneConfig, list[Path]]:
-    """A block with numbers in place of its files, and those files; of which model they are is not checked.
+def checked(block: Mapping, domains: tuple[str, ...]) -> tuple[VersaTuneConfig, Measured, list[Path]]:
+    """A block, the numbers of the files that it names, and these files; of which model they are is not checked.
 
     Raises:
         ValueError: All mistakes, a line each, or a file that is needed is missing.
@@ -62,33 +63,34 @@ def checked(block: Mapping, domains: tuple[str, ...]) -> tuple[VersaTuneConfig, 
     named = domain_problems(block, domains)
     try:
         config = VersaTuneConfig.model_validate(block)
-        if named:
-            raise ValueError("\n".join(named))
-        files = [file for file in (config.detection_file, config.references_file) if file and file.exists()]
-        return _with_references(_with_start(config)), files
     except ValidationError as error:
         raise ValueError("\n".join(readable(error) + named)) from error
+    if named:
+        raise ValueError("\n".join(named))
+    file = config.references_file
+    if file and not file.exists() and not config.needs_reference_losses:
+        config = config.model_copy(update={"reference_losses": None, "reference": None})
+    files = [file for file in (config.detection_file, config.references_file) if file]
+    return config, _start(config) | _references(config), files
 
 
-def _with_start(config: VersaTuneConfig) -> VersaTuneConfig:
+def _start(config: VersaTuneConfig) -> Measured:
     if (file := config.detection_file) is None:
-        return config
+        return Measured()
     if not file.exists():
         raise ValueError(
             f"versatune.initial_proportions: {file} does not exist; `versatune detect CONFIG` makes it; to do "
             "without: --try initial_proportions=uniform"
         )
-    return config.with_measurements(start=read_document(file, DETECTION).get("proportions"))
+    return Measured(start=read_document(file, DETECTION)["proportions"])
 
 
-def _with_references(config: VersaTuneConfig) -> VersaTuneConfig:
+def _references(config: VersaTuneConfig) -> Measured:
     if (file := config.references_file) is None:
-        return config
-    if file.exists():
-        return references.settled(config, references.read(file))
-    if config.needs_reference_losses:
+        return Measured()
+    if not file.exists():
         raise ValueError(
             f"versatune.reference_losses: {file} does not exist; `versatune references CONFIG` makes it; to do "
             "without: --try reference_losses=self, or a number per domain"
         )
-    return config.model_copy(update={"reference_losses": None})
+    return references.numbers_of(file, references.read(file))

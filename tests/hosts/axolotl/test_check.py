@@ -16,6 +16,7 @@ pytest.importorskip("axolotl")
 from tests.hosts import runs
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
 from versatune_plugin import cli
+from versatune_plugin.config.handover import KEY
 from versatune_plugin.hosts.axolotl import check as axolotl_planning
 from versatune_plugin.hosts.plan import format_plan
 
@@ -286,11 +287,12 @@ def test_mistakes_in_the_block_in_the_rest_and_in_the_files_come_together(write)
         ({"base_model": "/nowhere"}, {}, "/nowhere"),
         ({"trainer_cls": None}, {"update_interval": 1000}, "update_interval is 1000 optimizer steps but the run has"),
         ({"max_steps": None}, {"update_interval": 1000}, "update_interval is 1000 optimizer steps but the run has"),
-        ({}, {"only_domain": "law"}, "versatune.only_domain: filled by the plugin, not by you"),
+        ({}, {"only_domain": "law"}, "versatune.only_domain: unknown key"),
+        ({KEY: "law"}, {}, "versatune_handover: filled by the plugin, not by you"),
         ({}, {"reference_losses": "none.json"}, "none.json does not exist; give the numbers, the right path"),
         ({}, {"guards": {"max_passes": 0.1}}, "versatune.guards.max_passes: the run draws 80 rows"),
     ],
-    ids=["axolotl", "model", "interval-of-steps", "interval-of-epochs", "internal", "no-file", "guards"],
+    ids=["axolotl", "model", "interval-of-steps", "interval-of-epochs", "internal", "handover", "no-file", "guards"],
 )
 def test_a_mistake_is_one_readable_message(write, changes, block, said):
     path = write(block, **{key: value for key, value in changes.items() if key != "base_model"})

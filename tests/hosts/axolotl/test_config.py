@@ -3,6 +3,8 @@ import copy
 import pytest
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.handover import KEY, Handover
+from versatune_plugin.config.measured import ReferenceRun
 from versatune_plugin.hosts.axolotl.config import (
     BY_COLUMN,
     domain_order,
@@ -34,51 +36,54 @@ def mistakes(versatune=BLOCK, **changes):
     return [line.removeprefix("  ") for line in lines]
 
 
-def filled(versatune=BLOCK, **changes):
+def filled(versatune=BLOCK, **changes) -> Handover:
     yaml = make_yaml(versatune, **changes)
     fill_in(yaml)
-    return yaml["versatune"]
+    return Handover.of_config(yaml)
+
+
+def order(versatune=BLOCK, **changes) -> list[str]:
+    return domain_order(VersaTuneConfig.model_validate(versatune), filled(versatune, **changes))
 
 
 # --- what is filled in --------------------------------------------------------------------------------------
 
 
-def test_the_domain_of_every_dataset_is_noted_in_the_block():
-    assert filled()["dataset_domains"] == ["law", "code"]
-    assert "test_dataset_domains" not in filled()
+def test_the_domain_of_every_dataset_is_handed_over():
+    assert filled() == Handover(dataset_domains=("law", "code"))
 
 
 def test_several_datasets_may_share_a_domain():
     datasets = [{"path": "a", "domain": "law"}, {"path": "b", "domain": "code"}, {"path": "c", "domain": "law"}]
-    assert filled(datasets=datasets)["dataset_domains"] == ["law", "code", "law"]
+    assert filled(datasets=datasets).dataset_domains == ("law", "code", "law")
 
 
 def test_domains_may_be_named_by_path_inside_the_block():
     block = BLOCK | {"domains": {"code": ["code.jsonl"], "law": ["law.jsonl"]}}
     result = filled(block, datasets=[{"path": "law.jsonl"}, {"path": "code.jsonl"}])
-    assert result["dataset_domains"] == ["law", "code"]
-    assert domain_order(VersaTuneConfig.model_validate(result)) == ["code", "law"]
+    assert result.dataset_domains == ("law", "code")
+    assert domain_order(VersaTuneConfig.model_validate(block), result) == ["code", "law"]
 
 
 def test_a_domain_key_and_the_same_domain_in_the_block_agree():
-    assert filled(BLOCK | {"domains": {"law": ["law.jsonl"]}})["dataset_domains"] == ["law", "code"]
+    assert filled(BLOCK | {"domains": {"law": ["law.jsonl"]}}).dataset_domains == ("law", "code")
 
 
 def test_domains_stand_in_the_order_of_their_first_dataset():
     datasets = [{"path": "a", "domain": "z"}, {"path": "b", "domain": "a"}, {"path": "c", "domain": "z"}]
-    assert domain_order(VersaTuneConfig.model_validate(filled(datasets=datasets))) == ["z", "a"]
+    assert order(datasets=datasets) == ["z", "a"]
 
 
 def test_a_dataset_without_a_domain_is_split_by_the_domain_column():
     block = BLOCK | {"domain_column": "subject"}
     result = filled(block, datasets=[{"path": "all.jsonl"}, {"path": "law.jsonl", "domain": "law"}])
-    assert result["dataset_domains"] == [BY_COLUMN, "law"]
-    assert domain_order(VersaTuneConfig.model_validate(result)) == ["law"]
+    assert result.dataset_domains == (BY_COLUMN, "law")
+    assert domain_order(VersaTuneConfig.model_validate(block), result) == ["law"]
 
 
 def test_the_domains_of_test_datasets_are_noted_too():
     tests = [{"path": "c", "domain": "code"}, {"path": "l", "domain": "law"}]
-    assert filled(test_datasets=tests, val_set_size=0)["test_dataset_domains"] == ["code", "law"]
+    assert filled(test_datasets=tests, val_set_size=0).test_dataset_domains == ("code", "law")
 
 
 def test_filling_in_twice_gives_the_same():
@@ -89,12 +94,28 @@ def test_filling_in_twice_gives_the_same():
     assert yaml == once
 
 
-def test_a_filled_block_is_a_valid_block():
-    assert VersaTuneConfig.model_validate(filled(FOSTERING)).dataset_domains == ["law", "code"]
+def test_what_is_handed_over_reads_back_and_a_forged_one_is_refused():
+    run = ReferenceRun(domain="law", loss_unit="byte", stop_when_rising=True)
+    handover = Handover(dataset_domains=("law", "code"), test_dataset_domains=("law",), reference_run=run)
+    assert Handover.of_config({KEY: str(handover)}) == handover
+    for forged in ({"dataset_domains": ["law"]}, str(handover).replace("law", "lay"), "text", 3):
+        (line,) = mistakes(**{KEY: forged})
+        assert line.startswith(f"{KEY}: filled by the plugin, not by you")
+
+
+@pytest.mark.parametrize("key", ["dataset_domains", "only_domain", "loss_unit", "sources"])
+def test_what_the_plugin_hands_over_is_no_key_of_the_block(key):
+    (line,) = mistakes(BLOCK | {key: "law"})
+    assert line.startswith(f"versatune.{key}: unknown key")
+
+
+def test_handing_over_again_keeps_the_reference_run():
+    run = ReferenceRun(domain="law")
+    assert filled(**{KEY: str(Handover(reference_run=run))}).reference_run == run
 
 
 def test_without_probes_no_held_out_rows_are_needed():
-    assert filled(BLOCK | {"probe": {"rows_per_domain": 0}}, val_set_size=0)["dataset_domains"] == ["law", "code"]
+    assert filled(BLOCK | {"probe": {"rows_per_domain": 0}}, val_set_size=0).dataset_domains == ("law", "code")
 
 
 # --- mistakes in the block ----------------------------------------------------------------------------------
@@ -124,18 +145,19 @@ def test_domains_noted_in_a_copied_yaml_do_not_hide_a_changed_domain_key():
     fill_in(yaml)
     yaml["datasets"][0]["domain"] = "medicine"
     fill_in(yaml)
-    assert yaml["versatune"]["dataset_domains"] == ["medicine", "code"]
+    assert Handover.of_config(yaml).dataset_domains == ("medicine", "code")
 
 
 def test_domains_noted_for_another_number_of_datasets_are_not_used():
-    lines = mistakes(BLOCK | {"dataset_domains": ["law", "code", "law"]}, datasets=[{"path": "a"}, {"path": "b"}])
+    handover = Handover(dataset_domains=("law", "code", "law"))
+    lines = mistakes(datasets=[{"path": "a"}, {"path": "b"}], **{KEY: str(handover)})
     assert [line.split(";")[0] for line in lines] == ["datasets[0] (a): no domain", "datasets[1] (b): no domain"]
 
 
 def test_on_a_worker_that_gets_no_domain_keys_the_noted_domains_count():
-    block = filled(FOSTERING)
-    again = filled(block, datasets=[{"path": "law.jsonl"}, {"path": "code.jsonl"}])
-    assert again["dataset_domains"] == ["law", "code"]
+    once = str(filled(FOSTERING))
+    again = filled(FOSTERING, datasets=[{"path": "law.jsonl"}, {"path": "code.jsonl"}], **{KEY: once})
+    assert again.dataset_domains == ("law", "code")
 
 
 def test_proportions_that_do_not_sum_to_one_are_a_mistake():
@@ -197,14 +219,14 @@ def test_a_setting_that_would_break_the_mixture_is_a_mistake(key, value, reason)
 @pytest.mark.parametrize("key", ["sample_packing", "streaming", "group_by_length", "curriculum_sampling"])
 @pytest.mark.parametrize("value", [False, None])
 def test_a_setting_that_is_switched_off_is_no_mistake(key, value):
-    assert filled(**{key: value})["dataset_domains"] == ["law", "code"]
+    assert filled(**{key: value}).dataset_domains == ("law", "code")
 
 
 @pytest.mark.parametrize("key", ["context_parallel_size", "tensor_parallel_size"])
 @pytest.mark.parametrize(("size", "fits"), [(None, True), (1, True), (2, False)])
 def test_processes_that_share_their_rows_are_refused(key, size, fits):
     if fits:
-        assert filled(**{key: size})["dataset_domains"] == ["law", "code"]
+        assert filled(**{key: size}).dataset_domains == ("law", "code")
     else:
         reason = "above 1 several processes work on the same rows, and versatune needs rows of its own on each"
         assert mistakes(**{key: size}) == [f"{key}: {reason}"]

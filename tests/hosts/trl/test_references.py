@@ -16,7 +16,9 @@ pytest.importorskip("trl")
 from tests.hosts import inside, runs
 from tests.hosts.trl.test_runs import HELDOUT, text
 from tests.tiny import DOMAINS, NUM_ROWS
+from versatune_plugin import VersaTuneSFTTrainer
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.measured import ReferenceRun
 from versatune_plugin.files.history import history_path, read_history
 from versatune_plugin.files.locking import locked
 from versatune_plugin.hosts.trl import references as sft_references
@@ -243,12 +245,14 @@ def test_samples_per_epoch_left_out_means_all_rows_of_the_domain(workspace, tmp_
 # Faults
 
 
-def test_reference_run_with_nothing_but_a_cut_off_checkpoint_starts_from_the_beginning(workspace, tmp_path):
-    versatune = inside.fixed(only_domain="law", reference={"model": "any", "epochs": 1}, samples_per_epoch=4)
+def test_reference_run_with_a_cut_off_checkpoint_alone_starts_from_the_beginning(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(VersaTuneSFTTrainer, "reference_run", ReferenceRun(domain="law"))
+    versatune = inside.fixed(samples_per_epoch=4)
     options = ONLY_LAW | {"versatune": versatune, "max_steps": -1, "num_train_epochs": 1}
     (tmp_path / "checkpoint-1").mkdir()
     inside.train(workspace, tmp_path, resume=str(tmp_path / "checkpoint-1"), **options)
     assert [record["step"] for record in runs.history(tmp_path)] == [0, 2]
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="is not a whole checkpoint"):
         inside.train(workspace, tmp_path, resume=str(tmp_path / "checkpoint-1"))
 

@@ -19,10 +19,11 @@ pytest.importorskip("sklearn")
 
 from click.testing import CliRunner
 
+from tests.resolving import initial_vector
 from tests.tiny import DOMAINS, axolotl_config, make_rows, write_jsonl
 from versatune_plugin.cli import main
 from versatune_plugin.config.block import VersaTuneConfig
-from versatune_plugin.measuring.detection.run import BaseModel, base_model_of, with_detected_start
+from versatune_plugin.measuring.detection.run import BaseModel, base_model_of, detected_start
 
 ROOT = Path(__file__).parents[3]
 LOGGER = logging.getLogger(__name__)
@@ -114,9 +115,9 @@ def test_the_start_of_a_run_is_what_was_detected(here):
     rows = dict.fromkeys(DOMAINS, 10)
     for strategy, power in (("versatune", 1), ("constant", 1), ("inverse", -1)):
         config = VersaTuneConfig.model_validate(raw["versatune"] | {"strategy": strategy})
-        config = with_detected_start(config, DOMAINS, base_model_of(raw), lambda: texts_of(here), LOGGER)
+        measured = detected_start(config, DOMAINS, base_model_of(raw), lambda: texts_of(here), LOGGER)
         expected = np.array(found) ** power
-        assert config.initial_vector(rows) == pytest.approx(expected / expected.sum(), abs=1e-12)
+        assert initial_vector(config, rows, measured=measured) == pytest.approx(expected / expected.sum(), abs=1e-12)
 
 
 def texts_of(folder: Path) -> dict:
@@ -162,7 +163,7 @@ def test_a_revision_is_part_of_what_a_model_is(monkeypatch):
 def test_a_missing_file_is_an_error_that_names_the_command(here):
     config = VersaTuneConfig(initial_proportions="detected", reference_losses="self")
     with pytest.raises(ValueError, match=r"detection\.json does not exist; `versatune detect CONFIG` makes it"):
-        with_detected_start(config, DOMAINS, BaseModel(str(here / "model")), dict, LOGGER)
+        detected_start(config, DOMAINS, BaseModel(str(here / "model")), dict, LOGGER)
 
 
 def test_data_that_changed_is_named(here):

@@ -5,12 +5,12 @@ are there for the training that follows. Nothing is measured, and nothing is wri
 """
 
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -20,10 +20,15 @@ from pydantic import ValidationError
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.blocks import readable
+from versatune_plugin.config.handover import KEY as HANDOVER
+from versatune_plugin.config.handover import Handover
+from versatune_plugin.config.measured import Measured
 from versatune_plugin.config.sections import DetectionConfig
+from versatune_plugin.config.settings import provisional
 from versatune_plugin.domains import nearest
 from versatune_plugin.hosts.axolotl import config as axolotl_config
 from versatune_plugin.hosts.axolotl import measurements
+from versatune_plugin.hosts.length import RunLength
 from versatune_plugin.hosts.plan import Plan, detection_work, format_plan
 from versatune_plugin.measuring import references
 from versatune_plugin.measuring.probe_plan import ProbePlan
@@ -106,7 +111,7 @@ def _refuse(path: Path, problems: list[str]) -> None:
 
 def _check_block(path: Path, block) -> str:
     """What can be said of a block without datasets."""
-    problems = axolotl_config.internal_key_problems(block)
+    problems: list[str] = []
     try:
         config = VersaTuneConfig.model_validate({} if block is None else block)
         missing = measurements.missing_files(config)
@@ -186,7 +191,8 @@ def _try(problems: list[str], step: Callable, otherwise=None):
 
 def _validated(path: Path, raw: Mapping, scratch: Path, num_processes: int, problems: list[str]):
     """The config as `axolotl train` has it after its validation; with mistakes in our part, those of the rest, too."""
-    problems += axolotl_config.internal_key_problems(raw["versatune"])
+    if HANDOVER in raw:
+        problems.append(f"{HANDOVER}: filled by the plugin, not by you: leave it out")
     filled = deepcopy(dict(raw))
     try:
         axolotl_config.fill_in(filled)
@@ -302,21 +308,21 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     from versatune_plugin.hosts.callback import LookAhead
     from versatune_plugin.hosts.checks import are_streams, check_domains_fit, num_rows
 
-    given = block_of(cfg)
-    missing = measurements.missing_files(given)
-    problems += [f"versatune: {problem}" for problem in host_problems(cfg, given)]
-    problems += measurements.missing_problems(given, missing)
-    rows = _try(problems, lambda: load_domains(cfg, given, _load_readably))
+    config = block_of(cfg)
+    missing = measurements.missing_files(config)
+    problems += [f"versatune: {problem}" for problem in host_problems(cfg, config)]
+    problems += measurements.missing_problems(config, missing)
+    rows = _try(problems, lambda: load_domains(cfg, config, _load_readably))
     if rows is None:
         return None
     train, heldout = rows
-    _try(problems, lambda: check_domains_fit(given, train, heldout))
-    config = _with_numbers(given, cfg, raw, missing, rows, problems)
-    counts = None if problems else _counts(config, cfg, train, problems)
+    _try(problems, lambda: check_domains_fit(config, train, heldout))
+    measured = _measured(config, cfg, raw, missing, rows, problems)
+    counts = None if problems else _counts(config, measured, cfg, train, problems)
     if problems:
         return None
-    probe, remarks = _try(problems, lambda: _probe(config, cfg, rows, counts), (None, {}))
-    remarks |= _measurement_remarks(path, given, cfg, missing, train) | _setting_remarks(raw, cfg, given, missing)
+    probe, remarks = _try(problems, lambda: _probe(config, measured, cfg, rows, counts), (None, {}))
+    remarks |= _measurement_remarks(path, config, cfg, missing, train) | _setting_remarks(raw, cfg, config, missing)
     loader = SimpleNamespace(
         dataloader_num_workers=cfg.dataloader_num_workers or 0,
         dataloader_prefetch_factor=cfg.dataloader_prefetch_factor,
@@ -327,7 +333,7 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
         domains=tuple(train),
         num_rows=None if are_streams(train) else list(num_rows(train).values()),
         num_heldout=[len(heldout.get(domain, ())) for domain in train],
-        start_from=_start_in_words(given, "detect" in missing),
+        start_from=_start_in_words(config, "detect" in missing),
         packed=bool(cfg.sample_packing),
         num_processes=cfg.world_size,
         look_ahead=LookAhead.of(loader).num_steps,
@@ -349,54 +355,49 @@ def _load_readably(cfg):
         raise ValueError(f"{_in_words(error)} (do the rows have what the dataset's `type:` asks for?)") from error
 
 
-def _with_numbers(
+def _measured(
     config: VersaTuneConfig, cfg, raw: Mapping, missing: Mapping, rows: tuple[Mapping, Mapping], problems: list[str]
-) -> VersaTuneConfig:
-    """The block with the numbers of its files; in place of what is still to be measured, a uniform start, and the
-    number of held-out rows that reference runs will choose."""
+) -> Measured:
+    """The numbers of the files that the block names. In place of what is still to be measured: a uniform start,
+    references of 0, and the number of held-out rows that reference runs will choose."""
     from axolotl.utils.dict import DictDefault
 
     from versatune_plugin.hosts.axolotl.references import num_probe_rows
 
     train, heldout = rows
-    if "detect" in missing:
-        config = config.with_measurements(start=dict.fromkeys(train, 1 / len(train)))
-    else:
-        config = _try(problems, lambda: measurements.with_start(config, cfg, raw, tuple(train)), config)
+    measured = provisional(config, tuple(train))
+    if "detect" not in missing:
+        measured |= _try(problems, lambda: measurements.start_of(config, cfg, raw, tuple(train)), measured)
     if "references" not in missing:
-        return _try(problems, lambda: measurements.with_references(config, cfg, train, heldout), config)
+        return measured | _try(problems, lambda: measurements.references_of(config, cfg, train, heldout), measured)
     if problems:
-        return config
+        return measured
     number = _try(problems, lambda: num_probe_rows(DictDefault({**cfg, "world_size": 1}), config, train, heldout))
-    return config.with_measurements(probe=config.probe.model_dump() | {"rows_per_domain": number})
+    return replace(measured, probe_rows=number)
 
 
-def _counts(config: VersaTuneConfig, cfg, train: Mapping, problems: list[str]) -> dict | None:
+def _counts(config: VersaTuneConfig, measured: Measured, cfg, train: Mapping, problems: list[str]) -> dict | None:
     """The numbers of a `Plan` that follow from its rows, counted as the trainer counts; None where mistakes are."""
     from versatune_plugin.files import rows as data
-    from versatune_plugin.hosts.checks import num_rows, start_of, update_interval
+    from versatune_plugin.hosts.checks import num_rows, settings_of
     from versatune_plugin.measuring.probe_plan import rows_drawn
 
     numbers = sizes = num_rows(train)
     if config.unit != "examples":
-        sizes = {domain: int(data.costs(rows, config.unit).sum()) for domain, rows in _first_rows(train).items()}
-    size = _try(problems, lambda: _size(cfg, config, train, sum(numbers.values())))
-    if size is None:
-        return None
-    block_size, steps_per_epoch = size
-    num_steps = cfg.max_steps if (cfg.max_steps or 0) > 0 else math.ceil(cfg.num_epochs * steps_per_epoch)
-    interval = _try(problems, lambda: update_interval(config, num_steps, steps_per_epoch))
-    start = _try(problems, lambda: start_of(config, sizes, num_steps, block_size))
+        sizes, _ = data.sizes(_first_rows(train), config.unit)
+    length = _try(problems, lambda: _length(cfg, config, measured, train))
+    settings = length and _try(problems, lambda: settings_of(config, measured, sizes, length))
     if problems:
         return None
+    mean_costs = [sizes[domain] / numbers[domain] for domain in train]
     return {
-        "asked": config.asked_vector(sizes),
-        "start": start,
-        "rows_drawn": rows_drawn(start, num_steps * block_size, [sizes[domain] / numbers[domain] for domain in train]),
-        "num_steps": num_steps,
-        "steps_per_epoch": steps_per_epoch,
-        "rows_per_step": block_size,
-        "interval": interval,
+        "asked": settings.asked,
+        "start": settings.start,
+        "rows_drawn": rows_drawn(settings.start, length.num_draws, mean_costs),
+        "num_steps": length.num_steps,
+        "steps_per_epoch": length.steps_per_epoch,
+        "rows_per_step": length.rows_per_step,
+        "interval": settings.interval,
     }
 
 
@@ -408,7 +409,7 @@ def _first_rows(train: Mapping) -> Mapping:
 
 
 def _probe(
-    config: VersaTuneConfig, cfg, rows: tuple[Mapping, Mapping], counts: Mapping
+    config: VersaTuneConfig, measured: Measured, cfg, rows: tuple[Mapping, Mapping], counts: Mapping
 ) -> tuple[ProbePlan | None, dict[str, list[str]]]:
     """The run's probes, and what they would be on another device.
 
@@ -421,7 +422,8 @@ def _probe(
     if not config.measures_probes:
         return None, {}
     train, heldout = rows
-    run = {key: counts[key] for key in ("rows_drawn", "num_steps", "interval")} | probe_circumstances(cfg)
+    run = {key: counts[key] for key in ("rows_drawn", "num_steps", "interval")}
+    run |= probe_circumstances(cfg) | {"measured": measured}
     probe = plan_probes(config, _first_rows(train), heldout, **run)
     probe_rows(config, {domain: heldout[domain] for domain in train}, probe.num_rows, cfg.seed)
     if run["device_type"] != "cpu":
@@ -430,15 +432,16 @@ def _probe(
     return probe, {"on a GPU": [f"{on_gpu}, in batches of {on_gpu.batch_size}"]}
 
 
-def _size(cfg, config: VersaTuneConfig, train: Mapping, total: int) -> tuple[int, int]:
-    """Rows of an optimizer step, and the steps of an epoch."""
-    if cfg.sample_packing:
-        from versatune_plugin.hosts.axolotl.packing import AxolotlPacking
+def _length(cfg, config: VersaTuneConfig, measured: Measured, train: Mapping) -> RunLength:
+    """The length of the run."""
+    from versatune_plugin.hosts.checks import num_rows, rows_per_epoch
 
-        epoch = AxolotlPacking.of(cfg).epoch(config, train)
-        return epoch.rows_per_step, epoch.steps
-    block_size = axolotl_config.rows_per_step(cfg)
-    return block_size, cfg.max_steps if cfg.streaming else math.ceil((config.samples_per_epoch or total) / block_size)
+    if not cfg.sample_packing:
+        return axolotl_config.run_length(cfg, rows_per_epoch(config, num_rows(train)))
+    from versatune_plugin.hosts.axolotl.packing import AxolotlPacking
+
+    epoch = AxolotlPacking.of(cfg).epoch(config, measured, train)
+    return axolotl_config.run_length(cfg, epoch.steps * epoch.rows_per_step, epoch.rows_per_step)
 
 
 def _start_in_words(config: VersaTuneConfig, to_be_made: bool) -> str:
@@ -474,7 +477,7 @@ def _reference_work(config: VersaTuneConfig, cfg, num_rows: Mapping[str, int]) -
     finished = [domain for domain in num_rows if references.is_finished(file, domain)]
     per_step = axolotl_config.rows_per_step(cfg)  # as many processes train them
     steps = {
-        domain: reference.epochs * math.ceil((reference.samples_per_epoch or number) / per_step)
+        domain: RunLength.of_rows(reference.samples_per_epoch or number, per_step, reference.epochs).num_steps
         for domain, number in num_rows.items()
         if domain not in finished
     }
@@ -504,7 +507,8 @@ def _unused(raw: Mapping, cfg, config: VersaTuneConfig) -> list[str]:
 
     known = AxolotlInputConfig.model_fields
     unused = [f"versatune.{key}, under this strategy" for key in config.unused]
-    named = [*(config.dataset_domains or []), *(config.test_dataset_domains or [])]
+    handover = Handover.of_config(cfg)
+    named = [*handover.dataset_domains, *handover.test_dataset_domains]
     if config.domain_column and axolotl_config.BY_COLUMN not in named:
         unused.append("versatune.domain_column: every dataset has its domain in the YAML")
     unknown = [key for key in raw if key not in cfg and key not in known]

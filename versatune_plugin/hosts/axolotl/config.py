@@ -1,28 +1,26 @@
 """What the plugin checks and fills in an Axolotl config before Axolotl validates it; no Axolotl import.
 
-Axolotl's validation drops keys it does not know, such as `domain:` on a dataset, so the domains are copied into
-the `versatune:` block, which survives (also on the way to Ray workers).
+Axolotl's validation drops keys it does not know, such as `domain:` on a dataset, so the domains travel in a
+`Handover`, which survives (also on the way to Ray workers).
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from versatune_plugin.config.block import DEFAULT_SIGNAL, VersaTuneConfig, interval_problems
 from versatune_plugin.config.blocks import readable
 from versatune_plugin.config.checks import domain_problems
+from versatune_plugin.config.handover import KEY as HANDOVER
+from versatune_plugin.config.handover import Handover
 from versatune_plugin.domains import is_domain_name, nearest
 from versatune_plugin.hosts import stream_checks
+from versatune_plugin.hosts.length import RunLength, rows_of_a_step
 
 BY_COLUMN = ""
 """Stands for the domain of a dataset whose rows name their domain themselves."""
-
-INTERNAL_KEYS = tuple(
-    key
-    for key, field in VersaTuneConfig.model_fields.items()
-    if (field.description or "").startswith("Filled by the plugin")
-)
-"""Keys of the block that no user writes; they carry what is known on to Ray workers and reference runs."""
 
 UNUSED_IN_PACKING = {
     "sample_packing_group_size": "a window of draws is packed before every optimizer step",
@@ -62,6 +60,10 @@ def fill_in(cfg: dict) -> None:
             VersaTuneConfig.model_validate(dict(block))
         except ValidationError as error:
             problems += readable(error)
+    try:
+        handover = Handover.of_config(cfg)
+    except ValueError as error:
+        handover, problems = Handover(), [*problems, str(error)]
     problems += _stream_problems(cfg, block, problems) if cfg.get("streaming") else []
     problems += [
         f"{key}: cannot be combined with versatune: {reason} (given: {cfg[key]!r})"
@@ -81,8 +83,8 @@ def fill_in(cfg: dict) -> None:
     ]
     paths = _paths_by_domain(block)
     entries = {key: _entries(cfg, key, problems) for key in ("datasets", "test_datasets")}
-    train, problems_train = _domains_of(entries["datasets"], "datasets", block, "dataset_domains")
-    test, problems_test = _domains_of(entries["test_datasets"], "test_datasets", block, "test_dataset_domains")
+    train, problems_train = _domains_of(entries["datasets"], "datasets", block, handover.dataset_domains)
+    test, problems_test = _domains_of(entries["test_datasets"], "test_datasets", block, handover.test_dataset_domains)
     problems += problems_train + problems_test
     if train:  # else every name would be unknown
         problems += _path_problems(entries, paths)
@@ -95,9 +97,7 @@ def fill_in(cfg: dict) -> None:
         problems += interval_problems(block, cfg["max_steps"])
     if problems:
         raise ValueError(f"versatune: {len(problems)} mistake(s) in the YAML:\n  " + "\n  ".join(problems))
-    cfg["versatune"]["dataset_domains"] = train
-    if test:
-        cfg["versatune"]["test_dataset_domains"] = test
+    cfg[HANDOVER] = str(replace(handover, dataset_domains=tuple(train), test_dataset_domains=tuple(test)))
 
 
 def _stream_problems(cfg: Mapping, block: Mapping, found: list[str]) -> list[str]:
@@ -148,19 +148,30 @@ def unused_in_packing(cfg: Mapping) -> list[str]:
     ]
 
 
-def internal_key_problems(block) -> list[str]:
-    """Keys that only the plugin fills in, where a user has written them."""
-    given = [key for key in INTERNAL_KEYS if isinstance(block, Mapping) and block.get(key) is not None]
-    return [f"versatune.{key}: filled by the plugin, not by you: leave it out" for key in given]
-
-
 def rows_per_step(cfg: Mapping) -> int:
     """Rows of an optimizer step over all ranks, by a validated config.
 
     Not its `batch_size`, which leaves out the other ranks on a Ray worker and shared batches everywhere.
     """
-    shared = (cfg.get("accelerator_config") or {}).get("split_batches")
-    return cfg["micro_batch_size"] * cfg["gradient_accumulation_steps"] * (1 if shared else cfg["world_size"])
+    shared = bool((cfg.get("accelerator_config") or {}).get("split_batches"))
+    sizes = (cfg["micro_batch_size"], cfg["gradient_accumulation_steps"], cfg["world_size"])
+    return rows_of_a_step(*sizes, split_batches=shared)
+
+
+def run_length(cfg: Mapping, rows_per_epoch: int, per_step: int | None = None, *, of_reference: bool = False):
+    """The length of a run, as Axolotl counts it; a reference run, which is measured after each epoch, has whole ones.
+
+    Args:
+        cfg: A validated config.
+        rows_per_epoch: Rows drawn per epoch.
+        per_step: Rows of an optimizer step, where that packs as many as fit.
+        of_reference: Whether the run measures a reference loss.
+    """
+    per_step = per_step or rows_per_step(cfg)
+    if cfg.get("streaming"):
+        return RunLength.of_stream(per_step, cfg["max_steps"])
+    epochs = math.ceil(cfg["num_epochs"]) if of_reference else cfg["num_epochs"]
+    return RunLength.of_rows(rows_per_epoch, per_step, epochs, cfg.get("max_steps"), whole_epochs=of_reference)
 
 
 def forgotten_block_problems(cfg: dict) -> list[str]:
@@ -205,13 +216,12 @@ def _paths_by_domain(block: Mapping) -> dict[str, list[str]]:
     }
 
 
-def _domains_of(entries: list, key: str, block: Mapping, noted_key: str) -> tuple[list[str], list[str]]:
+def _domains_of(entries: list, key: str, block: Mapping, noted: Sequence) -> tuple[list[str], list[str]]:
     """The domain of each dataset entry, and what is wrong with them.
 
     On a Ray worker, which gets the validated config, `domain:` is gone and what was noted before counts.
     """
     domain_of_path = {path: domain for domain, paths in _paths_by_domain(block).items() for path in paths}
-    noted = block.get(noted_key) or []
     noted = noted if len(noted) == len(entries) else [None] * len(entries)
     domains, problems = [], []
     for number, (entry, before) in enumerate(zip(entries, noted, strict=True)):
@@ -278,6 +288,6 @@ def _heldout_problems(cfg: dict, domains: tuple[str, ...], test: list[str], comp
     ]
 
 
-def domain_order(config: VersaTuneConfig) -> list[str]:
+def domain_order(config: VersaTuneConfig, handover: Handover) -> list[str]:
     """Domains named in the YAML, in their order (those of a column are known only when rows are read)."""
-    return _domain_order(config.dataset_domains or [], {"domains": config.domains})
+    return _domain_order(list(handover.dataset_domains), {"domains": config.domains})

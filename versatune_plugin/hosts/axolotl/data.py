@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from filelock import FileLock
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.handover import Handover
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts.axolotl.config import BY_COLUMN, domain_order
 
@@ -45,12 +46,14 @@ def load_domains(
     Raises:
         ValueError: Domains cannot be loaded; the message names each of them.
     """
-    train_entries = _entries_by_domain(cfg, cfg.datasets, config.dataset_domains, config)
-    test_entries = _entries_by_domain(cfg, cfg.test_datasets or [], config.test_dataset_domains, config)
-    named = domain_order(config)
+    handover = Handover.of_config(cfg)
+    only = handover.reference_run and handover.reference_run.domain
+    train_entries = _entries_by_domain(cfg, cfg.datasets, handover.dataset_domains, config, only)
+    test_entries = _entries_by_domain(cfg, cfg.test_datasets or [], handover.test_dataset_domains, config, only)
+    named = domain_order(config, handover)
     ordered = [d for d in [*named, *(d for d in train_entries if d not in named)] if d in train_entries]
     if not ordered:
-        raise ValueError(f"versatune: no row of the datasets is of domain {config.only_domain!r}")
+        raise ValueError(f"versatune: no row of the datasets is of domain {only!r}")
     train, heldout, problems = {}, {}, []
     for domain in ordered:
         sub = copy.deepcopy(cfg)
@@ -98,14 +101,16 @@ def _stream_and_heldout(
     return stream, load(cfg=sub).train_dataset
 
 
-def _entries_by_domain(cfg, entries: Sequence, domains: Sequence[str] | None, config) -> dict[str, list]:
+def _entries_by_domain(
+    cfg, entries: Sequence, domains: Sequence[str], config: VersaTuneConfig, only: str | None
+) -> dict[str, list]:
     grouped: dict[str, list] = {}
-    for entry, domain in zip(entries, domains or [], strict=True):
-        if config.only_domain not in (None, domain) and domain != BY_COLUMN:
+    for entry, domain in zip(entries, domains, strict=True):
+        if only not in (None, domain) and domain != BY_COLUMN:
             continue
         parts = _split_by_column(cfg, entry, config.domain_column) if domain == BY_COLUMN else {domain: entry}
         for name, part in parts.items():
-            if config.only_domain not in (None, name):
+            if only not in (None, name):
                 continue
             grouped.setdefault(name, []).append(part)
     return grouped

@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.handover import Handover
+from versatune_plugin.config.measured import Measured
 from versatune_plugin.files.history import write_atomically
 from versatune_plugin.hosts.axolotl.references import Rows, remedy, settings_of, without_launcher
 from versatune_plugin.hosts.checks import describe_model
@@ -97,8 +99,8 @@ def _make(action: str, file: Path, raw: Mapping) -> None:
         raise RuntimeError(f"{file} could not be made (status {finished.returncode}): what was said stands above")
 
 
-def with_measurements(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping, heldout: Mapping) -> VersaTuneConfig:
-    """The block with the numbers of its files, which must fit the model and the rows of this run.
+def measured_for(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping, heldout: Mapping) -> Measured:
+    """The numbers of the files that a block names, which must fit the model and the rows of this run.
 
     Args:
         config: The block.
@@ -110,30 +112,30 @@ def with_measurements(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping
     Raises:
         ValueError: A file does not fit; with all reasons and what to do.
     """
-    return with_references(with_start(config, cfg, raw, tuple(train)), cfg, train, heldout)
+    return start_of(config, cfg, raw, tuple(train)) | references_of(config, cfg, train, heldout)
 
 
-def with_start(config: VersaTuneConfig, cfg, raw: Mapping, domains: tuple[str, ...]) -> VersaTuneConfig:
-    """The first half of `with_measurements`: the numbers of a detection.json."""
-    texts = fitted_on_rows if cfg.streaming else lambda: detection_run.texts_of(raw, config)
-    return detection_run.with_detected_start(config, domains, detection_run.base_model_of(raw), texts, logger)
+def start_of(config: VersaTuneConfig, cfg, raw: Mapping, domains: tuple[str, ...]) -> Measured:
+    """The first half of `measured_for`: the numbers of a detection.json."""
+    texts = fitted_on_rows if cfg.streaming else lambda: detection_run.texts_of(raw, config, Handover.of_config(cfg))
+    return detection_run.detected_start(config, domains, detection_run.base_model_of(raw), texts, logger)
 
 
-def with_references(config: VersaTuneConfig, cfg, train: Mapping, heldout: Mapping) -> VersaTuneConfig:
-    """The second half of `with_measurements`: the numbers of a references.json."""
+def references_of(config: VersaTuneConfig, cfg, train: Mapping, heldout: Mapping) -> Measured:
+    """The second half of `measured_for`: the numbers of a references.json."""
     file, domains = config.references_file, tuple(train)
     if file is None:
-        return config
+        return Measured()
     command = remedy(_config_in_arguments())
 
     def describe(model: str) -> dict:
         return describe_model(model, cfg.revision_of_model if model == cfg.base_model else None)
 
-    config, document = references.of_file(config, domains, cfg.base_model, describe, command, settings_of(cfg))
-    rows = Rows.of(train, heldout, config.probe.rows_per_domain, cfg.seed)
+    measured, document = references.of_file(config, domains, cfg.base_model, describe, command, settings_of(cfg))
+    rows = Rows.of(train, heldout, measured.probe_rows, cfg.seed)
     references.refuse(file, document, references.row_misfits(document, rows.data, rows.probe), command)
     logger.info(references.summary(document, file))
-    return config
+    return measured
 
 
 def _config_in_arguments() -> str:

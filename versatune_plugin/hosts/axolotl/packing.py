@@ -13,8 +13,11 @@ from axolotl.utils.samplers.multipack import allocate_sequentially, pack_group
 from datasets import Dataset
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.measured import Measured
+from versatune_plugin.config.settings import asked_start
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts.axolotl.config import rows_per_step
+from versatune_plugin.hosts.length import RunLength
 from versatune_plugin.hosts.trainer import VersaTuneMixin
 from versatune_plugin.sampler.packing import PackedBatchSampler, PackedEpoch, packed_epoch
 
@@ -58,21 +61,17 @@ class AxolotlPacking:
             return allocate_sequentially(lengths, 0, self.capacity, 1)[0]
         return pack_group(lengths, 0, self.capacity, len(lengths), self.max_rows_per_bin, True)
 
-    def epoch(self, config: VersaTuneConfig, train: Mapping[str, Dataset]) -> PackedEpoch:
+    def epoch(self, config: VersaTuneConfig, measured: Measured, train: Mapping[str, Dataset]) -> PackedEpoch:
         """How long an epoch of these training rows is.
 
         Raises:
             ValueError: A row does not fit into a bin.
         """
         num_rows = {domain: len(rows) for domain, rows in train.items()}
-        row_costs, sizes = None, num_rows
-        if config.unit != "examples":
-            costs = {domain: data.costs(rows, config.unit) for domain, rows in train.items()}
-            row_costs = np.concatenate(list(costs.values()))
-            sizes = {domain: int(of_domain.sum()) for domain, of_domain in costs.items()}
+        sizes, row_costs = data.sizes(train, config.unit)
         return packed_epoch(
             num_rows,
-            config.asked_vector(sizes),
+            asked_start(config, measured, sizes),
             np.concatenate([data.token_counts(rows) for rows in train.values()]),
             config.samples_per_epoch or sum(num_rows.values()),
             row_costs=row_costs,
@@ -98,7 +97,7 @@ class AxolotlPackingMixin(VersaTuneMixin):
                 f"{args.gradient_accumulation_steps} on each of {args.world_size} process(es)"
             )
         return PackedBatchSampler(
-            self._new_sampler(*self._rows_per_step_and_steps_per_epoch()),
+            self._new_sampler(self.run_length),
             data.token_counts(self.train_dataset),
             capacity=packing.capacity,
             bins_per_batch=packing.bins_per_batch,
@@ -109,8 +108,12 @@ class AxolotlPackingMixin(VersaTuneMixin):
             sequential=packing.sequential,
         )
 
-    def _rows_per_step_and_steps_per_epoch(self) -> tuple[int, int]:
-        return self.packed_epoch.rows_per_step, self.packed_epoch.steps
+    @property
+    def run_length(self) -> RunLength:
+        """As planned, by the rows that fit into a step."""
+        epoch, args = self.packed_epoch, self.args
+        rows = epoch.steps * epoch.rows_per_step
+        return RunLength.of_rows(rows, epoch.rows_per_step, args.num_train_epochs, args.max_steps)
 
     def _set_signature_columns_if_needed(self) -> None:
         """As the host's, which cannot be asked twice when it packs: it takes out the attention mask each time."""

@@ -2,12 +2,14 @@
 
 import copy
 import logging
-import math
 
 from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin, PluginManager
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.handover import Handover
+from versatune_plugin.config.measured import Measured
+from versatune_plugin.config.settings import provisional
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts.axolotl import config as axolotl_config
 
@@ -50,35 +52,36 @@ class VersaTunePlugin(BasePlugin):
         """
         if not self._acts(cfg):
             return None
-        from versatune_plugin.hosts.axolotl import measurements as axolotl_measurements
+        from versatune_plugin.hosts.axolotl import measurements
         from versatune_plugin.hosts.axolotl.data import load_domains
-        from versatune_plugin.hosts.checks import check_domains_fit, num_rows, start_of, update_interval
+        from versatune_plugin.hosts.checks import check_domains_fit, num_rows, settings_of
         from versatune_plugin.hosts.trainer import stand_in
 
-        config = block_of(cfg)
+        config, reference_run = block_of(cfg), Handover.of_config(cfg).reference_run
         if problems := host_problems(cfg, config):
             raise ValueError("versatune: " + "; ".join(problems))
         if not preprocess:
-            axolotl_measurements.make_what_is_missing(config, self._yaml)
+            measurements.make_what_is_missing(config, self._yaml)
         train, heldout = load_domains(cfg, config)
         check_domains_fit(config, train, heldout)
+        measured = provisional(config, tuple(train))  # preprocessing may come before anything is measured
         if not preprocess:
-            config = axolotl_measurements.with_measurements(config, cfg, self._yaml, train, heldout)
-        num_samples = config.samples_per_epoch or sum(num_rows(train).values())
-        rows_per_step = axolotl_config.rows_per_step(cfg)
-        if cfg.sample_packing and not preprocess:  # preprocessing may come before the start is known
-            num_samples, rows_per_step = self._pack(cfg, config, train)
-        num_steps = math.ceil(num_samples * cfg.num_epochs / rows_per_step)  # as Axolotl counts them
-        if config.only_domain:  # a reference run is measured at the end of each epoch, so they have to be whole
-            num_steps = math.ceil(num_samples / rows_per_step) * math.ceil(cfg.num_epochs)
-        update_interval(config, cfg.max_steps or num_steps, math.ceil(num_samples / rows_per_step))
-        if not preprocess:
-            start_of(config, num_rows(train), cfg.max_steps or num_steps, rows_per_step)
-        self._config, self._train, self._heldout = config, train, heldout
+            measured = measurements.measured_for(config, cfg, self._yaml, train, heldout)
+        length = self._length(
+            cfg,
+            config,
+            measured,
+            train,
+            packs=bool(cfg.sample_packing) and not preprocess,
+            of_reference=reference_run is not None,
+        )
+        settings_of(config, measured, num_rows(train), length, reference_run)
+        self._config, self._measured, self._train, self._heldout = config, measured, train, heldout
+        self._reference_run = reference_run
         return TrainDatasetMeta(
             train_dataset=stand_in(train),
             eval_dataset=data.join(list(heldout.values())) if heldout else None,
-            total_num_steps=cfg.max_steps if cfg.streaming else min(num_steps, cfg.max_steps or num_steps),
+            total_num_steps=min(length.steps_by_epochs, length.num_steps),
         )
 
     def get_trainer_cls(self, cfg):
@@ -113,14 +116,20 @@ class VersaTunePlugin(BasePlugin):
             )
         if cfg.sample_packing:
             trainer.packing, trainer.packed_epoch = self._packing, self._packed_epoch
-        trainer.use_mixture(self._config, self._train, self._heldout, logger)
+        trainer.reference_run = self._reference_run
+        trainer.use_mixture(self._config, self._train, self._heldout, self._measured, logger)
 
-    def _pack(self, cfg, config: VersaTuneConfig, train) -> tuple[int, int]:
-        """Rows of an epoch and of an optimizer step, about: how many are packed differs from step to step."""
+    def _length(self, cfg, config: VersaTuneConfig, measured: Measured, train, *, packs: bool, of_reference: bool):
+        """The length of the run; how many rows a packed step takes differs from step to step, and is estimated."""
+        from versatune_plugin.hosts.checks import num_rows, rows_per_epoch
+
+        if not packs:
+            rows = rows_per_epoch(config, num_rows(train))
+            return axolotl_config.run_length(cfg, rows, of_reference=of_reference)
         from versatune_plugin.hosts.axolotl.packing import AxolotlPacking
 
         self._packing = packing = AxolotlPacking.of(cfg)
-        self._packed_epoch = epoch = packing.epoch(config, train)
+        self._packed_epoch = epoch = packing.epoch(config, measured, train)
         logger.info(
             "sample_packing: %d bins of %d tokens per step, about %d rows, which wait %.1f steps for bins to fill; "
             "%d steps per epoch",
@@ -130,7 +139,8 @@ class VersaTunePlugin(BasePlugin):
             epoch.waits,
             epoch.steps,
         )
-        return epoch.steps * epoch.rows_per_step, epoch.rows_per_step
+        rows = epoch.steps * epoch.rows_per_step
+        return axolotl_config.run_length(cfg, rows, epoch.rows_per_step, of_reference=of_reference)
 
     def _acts(self, cfg) -> bool:
         """Whether the YAML has our block; of two instances (by `plugins:` and by entry point) only the first acts."""

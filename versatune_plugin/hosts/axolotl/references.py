@@ -21,8 +21,12 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from versatune_plugin.config.block import REFERENCES_FILE, VersaTuneConfig
+from versatune_plugin.config.handover import KEY as HANDOVER
+from versatune_plugin.config.handover import Handover
+from versatune_plugin.config.measured import ReferenceRun
+from versatune_plugin.config.settings import interval_in_steps
 from versatune_plugin.files.history import write_atomically
-from versatune_plugin.hosts.axolotl.config import BY_COLUMN, rows_per_step
+from versatune_plugin.hosts.axolotl.config import BY_COLUMN, rows_per_step, run_length
 from versatune_plugin.measuring import references
 
 logger = logging.getLogger("axolotl.versatune")
@@ -262,18 +266,20 @@ class _Work:
         result = {key: value for key, value in raw.items() if key not in dropped}
         if config.reference.model != raw["base_model"] and not own_tokenizer:
             result["tokenizer_config"] = raw.get("tokenizer_config") or raw["base_model"]
-        for key in ("datasets", "test_datasets"):
-            noted = getattr(config, key.removesuffix("s") + "_domains") or []
-            entries = zip(raw.get(key) or [], noted, strict=True)
+        noted = Handover.of_config(raw)
+        for key, domains in (("datasets", noted.dataset_domains), ("test_datasets", noted.test_dataset_domains)):
+            entries = zip(raw.get(key) or [], domains, strict=True)
             result[key] = [entry for entry, name in entries if name in (domain, BY_COLUMN)]
+        reference_run = ReferenceRun(
+            domain=domain,
+            loss_unit="byte" if self.difference is not None else "token",
+            stop_when_rising=config.reference.stop_when_rising,
+        )
         if not result["test_datasets"]:
             del result["test_datasets"]
         block = {
             "strategy": "uniform",
-            "only_domain": domain,
-            "loss_unit": "byte" if self.difference is not None else "token",
             "probe": {"rows_per_domain": self._num_rows},
-            "reference": config.reference.model_dump(),
             "samples_per_epoch": config.reference.samples_per_epoch,
             "domains": {name: paths for name, paths in (config.domains or {}).items() if name == domain} or None,
             "domain_column": config.domain_column,
@@ -290,6 +296,7 @@ class _Work:
                 "save_total_limit": 1,
                 "auto_resume_from_checkpoints": True,
                 "versatune": {key: value for key, value in block.items() if value is not None},
+                HANDOVER: str(Handover(reference_run=reference_run)),
             }
         )
 
@@ -397,14 +404,14 @@ def num_probe_rows(cfg, config: VersaTuneConfig, train: Mapping, heldout: Mappin
             raise ValueError("versatune.probe.rows_per_domain is 0: reference losses need held-out rows to measure")
         return config.probe.rows_per_domain
     num_samples = config.samples_per_epoch or sum(map(len, train.values()))
-    num_steps = cfg.max_steps or math.ceil(num_samples * cfg.num_epochs / rows_per_step(cfg))
+    length = run_length(cfg, num_samples)
     plan = plan_probes(
         config,
         train,
         heldout,
-        np.full(len(train), num_steps * rows_per_step(cfg) / len(train)),  # a detected start may not be known yet
-        num_steps=num_steps,
-        interval=config.interval_in_steps(num_steps),
+        np.full(len(train), length.num_draws / len(train)),  # a detected start may not be known yet
+        num_steps=length.num_steps,
+        interval=interval_in_steps(config, length.num_steps),
         **probe_circumstances(cfg),
     )
     return plan.num_rows

@@ -9,17 +9,19 @@ from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.measured import Measured
 from versatune_plugin.hosts.checks import are_streams
 from versatune_plugin.hosts.stream_checks import fitted_on_rows
 from versatune_plugin.hosts.trainer import visible_logger
 from versatune_plugin.hosts.trl.references import on_main, random_state_kept
-from versatune_plugin.measuring.detection.run import BaseModel, make_detection, with_detected_start
+from versatune_plugin.measuring.detection.run import BaseModel, make_detection
+from versatune_plugin.measuring.detection.run import detected_start as read_start
 from versatune_plugin.measuring.detection.texts import row_texts
 from versatune_plugin.report.detection import format_detection
 
 
-def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs: Mapping) -> VersaTuneConfig:
-    """The block with the proportions of its detection.json, which is made if it is not there.
+def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs: Mapping) -> Measured:
+    """The proportions of the block's detection.json, which is made if it is not there.
 
     Args:
         config: The `versatune:` block.
@@ -33,11 +35,11 @@ def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs:
     """
     file = config.detection_file
     if file is None:
-        return config
+        return Measured()
     logger = visible_logger()
     base = _base_model(*args, **kwargs)
     if are_streams(train):
-        return with_detected_start(config, tuple(train), base, fitted_on_rows, logger)
+        return read_start(config, tuple(train), base, fitted_on_rows, logger)
     texts = {domain: row_texts(rows) for domain, rows in train.items()}
     if not on_main(file.exists):
         if PartialState().num_processes > 1:
@@ -51,7 +53,7 @@ def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs:
             document = make_detection(config, file, base, texts)
         logger.info("%s\n%s", file, format_detection(document))
     remedy = f"Delete {file}, and it is made anew"
-    return with_detected_start(config, tuple(train), base, lambda: texts, logger, remedy)
+    return read_start(config, tuple(train), base, lambda: texts, logger, remedy)
 
 
 @contextmanager

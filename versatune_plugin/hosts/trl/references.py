@@ -19,8 +19,11 @@ from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.measured import Measured, ReferenceRun
+from versatune_plugin.config.settings import interval_in_steps, num_probe_rows
 from versatune_plugin.files.locking import locked
-from versatune_plugin.hosts.checks import describe_model, num_steps, rows_per_step
+from versatune_plugin.hosts.checks import describe_model
+from versatune_plugin.hosts.length import RunLength, rows_per_step
 from versatune_plugin.measuring import references
 from versatune_plugin.measuring.probes import (
     Cost,
@@ -122,16 +125,16 @@ class SFTReferences:
             )
 
     @property
-    def config(self) -> VersaTuneConfig:
-        """The main run's block with what was measured."""
+    def measured(self) -> Measured:
+        """What was measured, for the main run."""
         seconds = sum(result["seconds"] for result in self._results.values())
         model, epochs = self._reference_model["name"], self._config.reference.epochs
         source = references.source(self._file, model, epochs, references.UNITS[self._unit], seconds)
-        return self._config.with_measurements(
-            sources=self._config.sources | {"references": source},
+        return Measured(
+            sources={"references": source},
             reference_losses={domain: result["reference_loss"] for domain, result in self._results.items()},
             loss_unit=self._unit,
-            probe=self._config.probe.model_dump() | {"rows_per_domain": self._num_rows},
+            probe_rows=self._num_rows,
         )
 
     def write(self, data: Mapping[str, str], probe: Mapping[str, dict]) -> None:
@@ -177,12 +180,17 @@ class SFTReferences:
     def _run(self, domain: str, where: Path) -> None:
         args = self._args_of(where)
         set_seed(args.seed)  # an adapter is drawn before the trainer sets it
-        trainer = self._trainer_class(
+        stop_when_rising = self._config.reference.stop_when_rising
+
+        class ReferenceTrainer(self._trainer_class):
+            reference_run = ReferenceRun(domain=domain, loss_unit=self._unit, stop_when_rising=stop_when_rising)
+
+        trainer = ReferenceTrainer(
             model=self._config.reference.model,
             args=args,
             train_dataset={domain: self._train[domain]},
             eval_dataset={domain: self._heldout[domain]},
-            versatune=self._block(domain),
+            versatune=self._block(),
             processing_class=self._tokenizer if self._difference is None else self._reference_tokenizer,
             peft_config=copy.deepcopy(self._given.get("peft_config")),
             **{name: self._given[name] for name in _TAKEN_OVER if self._given.get(name) is not None},
@@ -222,14 +230,11 @@ class SFTReferences:
             args.model_init_kwargs = {name: value for name, value in loading.items() if value is not None}
         return args
 
-    def _block(self, domain: str) -> VersaTuneConfig:
+    def _block(self) -> VersaTuneConfig:
         reference = self._config.reference
         return VersaTuneConfig(
             strategy="uniform",
-            only_domain=domain,
-            loss_unit=self._unit,
             probe={"rows_per_domain": self._num_rows},
-            reference=reference.model_dump(),
             samples_per_epoch=reference.samples_per_epoch,
         )
 
@@ -238,7 +243,8 @@ class SFTReferences:
         settings = self._args_of(Path("-")).to_dict()
         return {
             "settings": {key: str(value) for key, value in settings.items() if key not in _NO_MATTER},
-            "block": self._block(domain).model_dump(exclude={"sources"}),
+            "block": self._block().model_dump()
+            | {"unit": self._unit, "reference": self._config.reference.model_dump()},
             "adapter": self._adapter,
             "model": self._reference_model,
             "training rows": _raw_fingerprint(self._train[domain]),
@@ -259,18 +265,18 @@ class SFTReferences:
     def _num_probe_rows(self) -> int:
         """Held-out rows per domain: the user's number, or what the main run would choose."""
         num_samples = self._config.samples_per_epoch or sum(map(len, self._train.values()))
-        steps = num_steps(self._args, math.ceil(num_samples / self._block_size))
+        steps = RunLength.of_arguments(self._args, num_samples).num_steps
         mean_size = np.mean([np.mean(self._sizes(rows)) for rows in self._train.values()])
         full = self._given.get("peft_config") is None
         cost = Cost(
             heldout={domain: self._sizes(rows) for domain, rows in self._heldout.items()},
             trained=steps * self._block_size * mean_size * forwards_per_trained_row(full),
-            num_measurements=num_measurements(steps, self._config.interval_in_steps(steps)),
+            num_measurements=num_measurements(steps, interval_in_steps(self._config, steps)),
             batch_size=rows_per_pass(self._args.device.type, self._args.per_device_eval_batch_size),
             seed=self._args.seed,
             world_size=self._args.world_size,
         )
-        return self._config.probe_rows(cost.share)
+        return num_probe_rows(self._config, Measured(), cost.share)
 
     def _sizes(self, rows) -> list[int]:
         """Sizes of some rows: tokens, or, before they have any, characters."""

@@ -4,6 +4,7 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.measured import Measured
 from versatune_plugin.hosts.checks import are_streams, check_before_the_model, check_domains_fit, describe_model
 from versatune_plugin.hosts.trainer import VersaTuneMixin, stand_in, visible_logger
 from versatune_plugin.hosts.trl.detection import detected_start
@@ -31,11 +32,13 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
     """
 
     def __init__(self, *args, train_dataset, eval_dataset=None, versatune, **kwargs) -> None:
-        config, train, heldout = check_before_the_model(versatune, train_dataset, eval_dataset, args, kwargs)
+        config, train, heldout = check_before_the_model(
+            versatune, train_dataset, eval_dataset, args, kwargs, self.reference_run
+        )
         if are_streams(train):  # a stream of no format loses its place where it is mapped (see `streams`)
             train = {domain: rows.with_format(None) for domain, rows in train.items()}
-        config = detected_start(config, train, args, kwargs)
-        config, check_or_write = self._with_reference_losses(config, train, heldout, args, kwargs)
+        measured = detected_start(config, train, args, kwargs)
+        references_measured, check_or_write = self._reference_losses(config, train, heldout, args, kwargs)
         self._raw_train, self._prepared_train = train, None
         super().__init__(
             *args, train_dataset=next(iter(train.values())), eval_dataset=heldout or None, versatune=None, **kwargs
@@ -45,24 +48,24 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         del self._raw_train, self._prepared_train
         check_domains_fit(config, prepared, heldout, when=" left after TRL prepared them")
         self.train_dataset = stand_in(prepared)
-        self.use_mixture(config, prepared, heldout)
+        self.use_mixture(config, prepared, heldout, measured | references_measured)
         check_or_write()
 
-    def _with_reference_losses(self, config: VersaTuneConfig, train: dict, heldout: dict, args: tuple, kwargs: dict):
-        """The block with its reference losses, read or measured, and what to do when the rows are prepared."""
+    def _reference_losses(self, config: VersaTuneConfig, train: dict, heldout: dict, args: tuple, kwargs: dict):
+        """The reference losses of a block, read or measured, and what to do when the rows are prepared."""
         path = config.references_file
         if path is None:
-            return config, lambda: None
+            return Measured(), lambda: None
         if config.reference is None or on_main(path.exists):
             model = args[0] if args else kwargs["model"]
             remedy = f"delete it and {references.runs_folder(path)}, and with a `reference:` it is made anew"
-            config, document = references.of_file(
+            measured, document = references.of_file(
                 config, tuple(train), model, describe_model, remedy, settings_of(args, kwargs)
             )
-            return config, lambda: self.check_rows_of(path, document, remedy)
+            return measured, lambda: self.check_rows_of(path, document, remedy)
         runs = SFTReferences(config, train, heldout, args, kwargs, VersaTuneSFTTrainer, visible_logger())
         runs.measure()
-        return runs.config, lambda: runs.write(self.data_fingerprints, self.probe_facts)
+        return runs.measured, lambda: runs.write(self.data_fingerprints, self.probe_facts)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args, packing: bool, *rest) -> Dataset:
         """Prepare every domain where TRL asks for the train set (which it knows as the first domain's rows).

@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 
 from versatune_plugin.config.block import DETECTION_FILE, DetectionConfig, VersaTuneConfig
+from versatune_plugin.config.handover import Handover
+from versatune_plugin.config.measured import Measured
 from versatune_plugin.files.documents import read_document, write_document
 from versatune_plugin.hosts.axolotl import config as axolotl_config
 from versatune_plugin.measuring.detection.detect import SCHEMA, Generator, check_detection, detect
@@ -100,12 +102,12 @@ def _dtype(cfg: Mapping) -> str:
     return "bfloat16" if cfg.get("bf16") else "float16" if cfg.get("fp16") else "float32"
 
 
-def texts_of(cfg: Mapping, config: VersaTuneConfig) -> dict[str, list[str]]:
+def texts_of(cfg: Mapping, config: VersaTuneConfig, handover: Handover) -> dict[str, list[str]]:
     """Raw texts of the training rows per domain, in domain order."""
     from versatune_plugin.measuring.detection.texts import texts_by_domain
 
-    found = texts_by_domain(cfg["datasets"], config.dataset_domains, config.domain_column)
-    named = axolotl_config.domain_order(config)
+    found = texts_by_domain(cfg["datasets"], handover.dataset_domains, config.domain_column)
+    named = axolotl_config.domain_order(config, handover)
     return {domain: found[domain] for domain in [*named, *(name for name in found if name not in named)]}
 
 
@@ -126,7 +128,7 @@ def detect_from_yaml(path: Path, refresh: bool, say: Callable[[str], None]) -> t
     """
     cfg, config = read_yaml(path)
     file = config.detection_file or DETECTION_FILE
-    base, texts = base_model_of(cfg), texts_of(cfg, config)
+    base, texts = base_model_of(cfg), texts_of(cfg, config, Handover.of_config(cfg))
     if file.exists() and not refresh:
         document = read_detection(file, tuple(texts), base, texts, config.detection)
         say(f"{file} is there and fits: nothing to do (--refresh makes it anew)")
@@ -217,15 +219,15 @@ def _asked(settings: DetectionConfig) -> dict:
     return {key: value for key, value in (given | inner).items() if not key.endswith(_OF_THE_TRANSPORT)}
 
 
-def with_detected_start(
+def detected_start(
     config: VersaTuneConfig,
     domains: Sequence[str],
     base: BaseModel,
     texts: Callable[[], Mapping] | None,
     logger: logging.Logger,
     remedy: str = REMEDY,
-) -> VersaTuneConfig:
-    """The block with the proportions of its detection.json, which must fit the model, the domains and the data.
+) -> Measured:
+    """The proportions of the detection.json that a block names, which must fit the model, the domains and the data.
 
     Args:
         config: The `versatune:` block.
@@ -241,7 +243,7 @@ def with_detected_start(
     """
     file = config.detection_file
     if file is None:
-        return config
+        return Measured()
     if not file.exists():
         raise ValueError(f"versatune.initial_proportions: {file} does not exist; `versatune detect CONFIG` makes it")
     fitted_on = read_document(file, SCHEMA)["data"]
@@ -250,8 +252,7 @@ def with_detected_start(
     shares = ", ".join(f"{domain} {share:.3f}" for domain, share in document["proportions"].items())
     judge = document["judge"]["kind"]
     logger.info("start from %s (%s, %s texts): %s", file, judge, f"{document['num_judged']:,}", shares)
-    sources = config.sources | {"detection": source(document, file)}
-    return config.with_measurements(start=document["proportions"], sources=sources)
+    return Measured(start=document["proportions"], sources={"detection": source(document, file)})
 
 
 def source(document: Mapping, file: Path) -> dict:
