@@ -140,7 +140,8 @@ def measure(name: str, num_updates: int, folder: Path, trace: bool) -> dict:
     start = settings_of(num_updates).start
     sampler = MixtureSampler(SIZES, start, block_size=BLOCK_SIZE, num_samples=BLOCK_SIZE)
     trainer = Trainer(sampler)
-    callback = VersaTuneCallback(trainer, settings_of, {}, logging.getLogger("updates"))
+    trainer.settings_of_run = settings_of
+    callback = VersaTuneCallback(trainer, {}, logging.getLogger("updates"))
     args = SimpleNamespace(
         output_dir=str(folder),
         dataloader_num_workers=0,

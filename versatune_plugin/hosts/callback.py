@@ -11,7 +11,6 @@ import math
 import sys
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from versatune_plugin.config.settings import Settings
 from versatune_plugin.files.history import History, history_path
 from versatune_plugin.files.rows import UNITS
 from versatune_plugin.hosts import progress
@@ -52,7 +50,6 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     Args:
         trainer: A `VersaTuneMixin` trainer: gives the sampler, the probe losses and the log.
-        settings_of_run: What a run uses, from its number of optimizer steps.
         fingerprints: Of each set of rows; a resumed run must have the same.
         logger: Where the log lines go.
     """
@@ -60,12 +57,10 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
     def __init__(
         self,
         trainer,
-        settings_of_run: Callable[[int], Settings],
         fingerprints: dict[str, str],
         logger: logging.Logger,
     ) -> None:
         self._trainer = weakref.proxy(trainer)  # which holds this callback: a cycle would keep its loader's workers
-        self._settings_of_run = settings_of_run
         self._fingerprints = fingerprints
         self._logger = logger
         self._mixture: Mixture | None = None
@@ -82,7 +77,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, **kwargs):
         """A new run measures before its first step; a resumed one takes over the checkpoint's state."""
         self._trainer.is_running = True
-        used = self._settings_of_run(state.max_steps)
+        used = self._trainer.settings_of_run(state.max_steps)
         self._settings, self._sources, self._stop_when_rising = used.block, used.sources, used.stop_when_rising
         self._mixture = used.mixture()
         self._plan = dict(self._mixture.strategy.plan(state.max_steps))

@@ -153,7 +153,7 @@ class VersaTuneMixin:
         self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
         fingerprints = {f"training rows of {domain!r}": value for domain, value in self.data_fingerprints.items()}
         fingerprints |= {f"held-out rows of {domain!r}": data.fingerprint(rows) for domain, rows in heldout.items()}
-        self._recorder = VersaTuneCallback(self, self.settings_of_run, fingerprints, self._logger)
+        self._recorder = VersaTuneCallback(self, fingerprints, self._logger)
         self.add_callback(self._recorder)
 
     def settings_of_run(self, num_steps: int) -> Settings:

@@ -403,7 +403,9 @@ def test_plain_trainer_reads_a_file_and_cannot_make_one(workspace, made, tmp_pat
 
     ends = np.cumsum(list(NUM_ROWS.values())).tolist()
     spans = {d: (end - NUM_ROWS[d], end) for d, end in zip(DOMAINS, ends, strict=True)}
-    assert build(file)._versatune.reference_losses == references.read(file)["reference_losses"]
+    assert list(build(file).settings_of_run(3).reference_losses) == list(
+        references.read(file)["reference_losses"].values()
+    )
     with pytest.raises(ValueError, match="does not exist; give the numbers") as error:
         build(tmp_path / "missing.json")
     assert "VersaTuneSFTTrainer, which makes" in str(error.value)
