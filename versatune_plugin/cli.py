@@ -130,23 +130,20 @@ def references(config: Path, refresh: bool, launcher: str, launcher_args: tuple[
     metavar='"KEY=VALUE ..."',
     help='A variant: keys below `versatune:`, such as "sigma=1 expansion.delta=0.1"; null removes one. Repeatable.',
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Of a YAML: optimizer steps, instead of its own.")
-@click.option("--rows", metavar="NAME=N,...", help="Of a YAML: training rows of domains, instead of counting them.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the PNG goes.  [default: simulation.png beside the history or the YAML]",
+    help="Where the PNG goes.  [default: simulation.png beside the history]",
 )
-def simulate(source: Path, tries: tuple[str, ...], steps: int | None, rows: str | None, plot: Path | None) -> None:
+def simulate(source: Path, tries: tuple[str, ...], plot: Path | None) -> None:
     """Show the proportions of SOURCE under its own settings and under others, without training.
 
-    SOURCE is the OUTPUT_DIR of a run or its history.jsonl, whose losses are replayed, or a YAML with a `versatune:`
-    block, whose losses come from a simple model.
+    SOURCE is the OUTPUT_DIR of a run or its history.jsonl, whose losses are replayed.
     """
     from versatune_plugin import simulation
 
     with _readable_errors():
-        simulated = simulation.simulate(source, tries, num_steps=steps, rows=rows)
+        simulated = simulation.simulate(source, tries)
         click.echo(simulation.format_simulation(simulated))
         plot = plot or (history_path(source) if source.is_dir() else source).with_name("simulation.png")
         click.echo(f"plot: {simulation.plot_simulation(simulated, plot)}")

@@ -46,14 +46,14 @@ def proportions(outcome) -> list:
     return [list(record["proportions"].values()) for record in outcome.records]
 
 
-def variants_of(source: Path, *tries: str, **options) -> list[list]:
+def variants_of(source: Path, *tries: str) -> list[list]:
     """Proportions of the block as it is and of each variant."""
-    return [proportions(outcome) for outcome in simulate(source, tries, **options).outcomes]
+    return [proportions(outcome) for outcome in simulate(source, tries).outcomes]
 
 
-def refusal(source: Path, *tries: str, **options) -> str:
+def refusal(source: Path, *tries: str) -> str:
     with pytest.raises(ValueError, match=r"\S") as caught:
-        simulate(source, tries, **options)
+        simulate(source, tries)
     return str(caught.value)
 
 

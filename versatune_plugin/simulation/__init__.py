@@ -1,10 +1,10 @@
-"""Simulate: what a strategy would do with the losses of a recorded run, or with those of a simple loss model.
+"""Simulate: what a strategy would do with the losses of a recorded run.
 
 A history is replayed through the same Mixture and MixtureSampler that a run uses, so that a run under its own settings
 comes back bit for bit; other settings show how a rule reacts before GPU hours are spent on it. Losses are never
 trained anew. No model, no data and no host is loaded; a replay takes some 0.2 s per 1,000 steps.
 
-    run_of_history (recorded) or run_of_yaml (planned, modelled) -> Run with its Losses
+    run_of_history (recorded) -> Run with its losses
     Run's block, changed by each --try (variants) -> replay -> Outcome -> table and plot (showing)
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from versatune_plugin.simulation.planned import run_of_yaml
 from versatune_plugin.simulation.recorded import run_of_history
 from versatune_plugin.simulation.replay import replay
 from versatune_plugin.simulation.run import Simulation
@@ -22,27 +21,18 @@ from versatune_plugin.simulation.variants import merged
 __all__ = ["format_simulation", "plot_simulation", "simulate"]
 
 
-def simulate(
-    source: Path, tries: Sequence[str] = (), *, num_steps: int | None = None, rows: str | None = None
-) -> Simulation:
+def simulate(source: Path, tries: Sequence[str] = ()) -> Simulation:
     """The proportions of a run's own block, and of each variant.
 
     Args:
-        source: The output directory of a run, its history.jsonl, or a YAML with a `versatune:` block.
+        source: The output directory of a run, or its history.jsonl.
         tries: Variants: KEY=VALUE with keys below the block, separated by blanks.
-        num_steps: Of a YAML: optimizer steps, instead of its own.
-        rows: Of a YAML: `NAME=N,...`, training rows of domains, instead of counting them.
 
     Raises:
         ValueError: Mistakes in the source or in the variants; the latter all together.
         OSError: Something cannot be read.
     """
-    if source.suffix in (".yml", ".yaml"):
-        run = run_of_yaml(source, num_steps, rows)
-    elif num_steps or rows:
-        raise ValueError("--steps and --rows are for a YAML: a history has its own")
-    else:
-        run = run_of_history(source, tries)
+    run = run_of_history(source, tries)
     outcomes, mistakes = [], {}
     for text in (None, *tries):
         title = run.name if text is None else text

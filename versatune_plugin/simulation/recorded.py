@@ -89,6 +89,11 @@ def run_of_history(source: Path, tries: Sequence[str]) -> Run:
     Raises:
         ValueError: It is no history, or lacks what a replay needs.
     """
+    if source.suffix in (".yml", ".yaml"):
+        raise ValueError(
+            f"{source} is a YAML, which has no losses to replay: give the OUTPUT_DIR of a finished run, or its "
+            "history.jsonl"
+        )
     path = history_path(source) if source.is_dir() else source
     if not path.exists():
         raise ValueError(f"{path} does not exist: was this run made with a versatune block?")
@@ -97,7 +102,7 @@ def run_of_history(source: Path, tries: Sequence[str]) -> Run:
     if facts is None:
         raise ValueError(
             f"{path} does not begin with what the run was (`run`): it is empty or of an older release and cannot be "
-            "replayed; simulate its YAML instead"
+            "replayed"
         )
     if records[0]["num_rows_by_domain"] is None:
         raise ValueError(f"{path} is of a run on streams, whose numbers of rows are not known: it cannot be replayed")
