@@ -44,43 +44,65 @@ class VersaTuneConfig(Block):
     """The `versatune:` block."""
 
     strategy: str = Field(
-        "versatune", description="The rule that sets the proportions: a name, or `module:Class` of your own."
+        "versatune",
+        description="The rule that sets the proportions: a name from the table of strategies, or `module:Class` of "
+        "your own.",
     )
     initial_proportions: NumbersOrName | None = Field(
         None,
-        description="Proportions at the start: a name, a proportion per domain (sum 1), or a detection.json. "
-        "Default: detected, or the strategy's own.",
+        description="Proportions at the start: `detected` (what the base model knows already), `uniform`, "
+        "`proportional` (by number of rows), a proportion per domain (sum 1), or the path of a "
+        "detection.json. Default: `uniform` for `specific`, `odm` and a strategy of your own; else "
+        "`detected`, unless the strategy itself says.",
     )
     initial_power: float = Field(
         1.0,
         ge=-4,
         le=4,
         strict=True,
-        description="Start ~ initial_proportions**power: 1 as given, 0 uniform, -1 inverse.",
+        description="Raise the initial proportions to this power and normalise: 1 as given, 0 uniform, -1 inverse, 0.5 "
+        "in between.",
     )
-    sigma: float = Field(0.5, ge=0, strict=True, description="Scale of a shift per update (Algorithm 2). Value ours.")
+    sigma: float = Field(
+        0.5,
+        ge=0,
+        strict=True,
+        description="How strongly potential moves the proportions at an update (Algorithm 2). Value ours.",
+    )
     update_interval: float = Field(
-        50, gt=0, strict=True, description="Optimizer steps between updates; below 1: a share of the whole run. Ours."
+        50,
+        gt=0,
+        strict=True,
+        description="Optimizer steps between two updates; below 1, a share of the whole run. Ours.",
     )
     reference_losses: NumbersOrName | None = Field(
         None,
-        description="Reference loss per domain, nats per target token; a references.json; or `self`: the lowest loss "
-        "that this run itself has reached so far (ours).",
+        description="What each domain could reach: a loss per domain, in nats per target token; the path of a "
+        "references.json; or `self`, the lowest loss that this run has reached so far (ours). Default: "
+        "measured, where there is a `reference`.",
     )
     signal: Literal["probe", "train"] | None = Field(
         None,
-        description="Where losses come from: held-out rows, or the training batches. Default: probe, but for `odm`.",
+        description="Where losses come from: `probe`, held-out rows, or `train`, the training batches themselves. "
+        "Default: `probe`; `train` for `odm`.",
     )
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
     unit: Unit = Field(
         "examples",
-        description="What a proportion is a share of: the examples drawn, their tokens, or their target tokens.",
+        description="What a proportion is a share of: the `examples` drawn, their `tokens`, or their `target_tokens`. "
+        "Ours.",
     )
     samples_per_epoch: int | None = Field(
-        None, ge=1, strict=True, description="Examples drawn per epoch. Default: the number of training rows."
+        None,
+        ge=1,
+        strict=True,
+        description="Examples drawn per epoch, rounded up to whole optimizer steps. Default: the number of training "
+        "rows.",
     )
     domains: dict[str, Annotated[list[str], Field(min_length=1)]] | None = Field(
-        None, description="Paths of the datasets of each domain, instead of a `domain:` key on each dataset."
+        None,
+        description="Paths of the datasets of each domain, `{law: [path, ...]}`, instead of a `domain:` key on each "
+        "dataset.",
     )
     domain_column: str | None = Field(
         None, min_length=1, description="Column of the datasets that names each row's domain."

@@ -40,8 +40,8 @@ class ProbeConfig(Block):
         None,
         ge=0,
         strict=True,
-        description="Held-out rows per domain; 0: measure nothing (fixed strategies only). Default: 8 to 128, as many "
-        "as `budget` allows. Ours.",
+        description="Held-out rows measured per domain; 0 measures nothing (strategies without losses only). Default: "
+        "8 to 128, as many as `budget` allows. Ours.",
     )
     budget: float = Field(
         0.05,
@@ -49,33 +49,40 @@ class ProbeConfig(Block):
         lt=1,
         strict=True,
         description="Share of the run's time that probes are predicted to stay under. Where `rows_per_domain` is "
-        "given, these rows are measured, and above this share the log warns. Ours.",
+        "given, those rows are measured, and above this share the log warns. Ours.",
     )
 
 
 class ExpansionConfig(Block):
     """Domain expansion (arXiv 2411.11266, Algorithm 3), and the targets of the strategies it is compared with."""
 
-    domain: NameOrNames = Field(description="The target domain, or several.")
-    delta: float = Field(0.05, gt=0, lt=1, strict=True, description="Rise of the target's share per update. Ours.")
+    domain: NameOrNames = Field(
+        description="The target domain, or a list of several, whose shares and potentials add up."
+    )
+    delta: float = Field(0.05, gt=0, lt=1, strict=True, description="Rise of the target's share at an update. Ours.")
     epsilon: float = Field(
-        0.05, ge=0, strict=True, description="Forgetting that a unit of the target's potential outweighs. Ours."
+        0.05,
+        ge=0,
+        strict=True,
+        description="The target rises while the others' forgetting, summed and divided by the number of domains, stays "
+        "below epsilon times the target's potential. Ours.",
     )
     ceiling: float | None = Field(
         None,
         gt=0,
         le=1,
         strict=True,
-        description="Steps of delta do not take the target's share past it. Default: 0.8, or `start` where it is more. "
-        "Ours.",
+        description="Steps of delta do not take the target's share past it; a bound on everything is `guards.ceiling`. "
+        "Default: 0.8, or `start` where that is more. Ours.",
     )
     start: float | None = Field(
         None,
         gt=0,
         lt=1,
         strict=True,
-        description="The target's share from the first step; then the rule goes up, or, where the others forget too "
-        "much, down towards the initial share. Default: the paper's, which only goes up, from the initial share.",
+        description="The target's share at the first step. Where the test fails and others forgot, it then goes down "
+        "by delta, not below the initial share. Default: the initial share, from which no step goes down "
+        "(the paper's rule).",
     )
     hold: float = Field(
         0.0,
@@ -87,8 +94,8 @@ class ExpansionConfig(Block):
     )
     forgetting_since: Literal["update", "start"] = Field(
         "update",
-        description="A loss counts as forgotten as far as it has risen since the last update, or since the run's first "
-        "measurement. Default: the paper's.",
+        description="A loss counts as forgotten as far as it has risen since the last `update` (the paper's), or since "
+        "the run's first measurement, `start` (ours).",
     )
     delta_schedule: Literal["constant", "remaining"] = Field(
         "constant",
@@ -101,7 +108,9 @@ class ExpansionConfig(Block):
         strict=True,
         description="Standard errors by which a loss must have risen to count as forgotten. Default: the paper's.",
     )
-    share: float = Field(1.0, gt=0, le=1, strict=True, description="Strategy `specific`: the target's constant share.")
+    share: float = Field(
+        1.0, gt=0, le=1, strict=True, description="Under `specific`: the target's constant share (1 is the paper's)."
+    )
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -139,14 +148,15 @@ class StagesConfig(Block):
         None, description="The domain that comes last. Default: the one named `general`, or the last of `order`."
     )
     order: list[str] | None = Field(
-        None, description="Strategy `sequential`: every domain once. Default: as in the datasets, the general one last."
+        None, description="Under `sequential`: every domain once. Default: as in the datasets, the general one last."
     )
     kappa: float = Field(
         1 / 256,
         gt=0,
         le=1,
         strict=True,
-        description="Strategy `dmt`: share of each specialised set that is mixed into the second stage (section 3.5).",
+        description="Under `dmt`: share of each specialised set that is mixed into the second stage (arXiv 2310.05492, "
+        "section 3.5).",
     )
 
     def general_of(self, domains: Sequence[str]) -> str | None:
@@ -165,20 +175,24 @@ class ODMConfig(Block):
         ge=0,
         le=1,
         strict=True,
-        description="Share of the run in which the initial proportions stay. From the authors' runs.",
+        description="Share of the run in which the initial proportions stay. From the authors' scripts.",
     )
 
 
 class GuardsConfig(Block):
     """Bounds on the proportions of any strategy that sets them itself; the defaults bound nothing. Ours."""
 
-    floor: NumbersOrNumber = Field(0.0, description="Least proportion, for all domains or per domain.")
-    ceiling: NumbersOrNumber = Field(1.0, description="Highest proportion, for all domains or per domain.")
+    floor: NumbersOrNumber = Field(
+        0.0, description="Lowest proportion: a number for all domains, or per domain, `{law: 0.05}`."
+    )
+    ceiling: NumbersOrNumber = Field(
+        1.0, description="Highest proportion: a number for all domains, or per domain, `{law: 0.5}`."
+    )
     max_passes: float | None = Field(
-        None, gt=0, strict=True, description="How often a run may pass over a domain's rows. Default: no limit."
+        None, gt=0, strict=True, description="How often the run may pass over a domain's rows. Default: no limit."
     )
     max_change: float | None = Field(
-        None, gt=0, le=1, strict=True, description="Largest change of a proportion per update. Default: no limit."
+        None, gt=0, le=1, strict=True, description="Largest change of a proportion at an update. Default: no limit."
     )
     smoothing: float = Field(
         0.0,
@@ -208,9 +222,11 @@ class GuardsConfig(Block):
 class GeneratorConfig(Block):
     """An OpenAI-compatible completions API that serves the base model, to sample from instead of loading it."""
 
-    endpoint: str = Field(min_length=1, description="Base URL, such as http://localhost:8000/v1.")
-    model: str | None = Field(None, description="The base model's name there. Default: the YAML's base_model.")
-    api_key_env: str = Field("OPENAI_API_KEY", pattern=_VARIABLE, description="Environment variable with the key.")
+    endpoint: str = Field(min_length=1, description="Base URL of the API, such as http://localhost:8000/v1.")
+    model: str | None = Field(None, description="The base model's name there. Default: the YAML's `base_model`.")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", pattern=_VARIABLE, description="Environment variable that holds the key, if one is needed."
+    )
     concurrency: int = Field(32, ge=1, strict=True, description="Requests in flight.")
 
 
@@ -221,13 +237,33 @@ class JudgeConfig(Block):
     model, with neither a classifier fitted on the training rows.
     """
 
-    endpoint: str | None = Field(None, min_length=1, description="Base URL, such as http://localhost:8000/v1.")
-    model: str | None = Field(None, min_length=1, description="Name of the model at the endpoint, or a local model.")
-    api_key_env: str = Field("OPENAI_API_KEY", pattern=_VARIABLE, description="Environment variable with the key.")
+    endpoint: str | None = Field(
+        None,
+        min_length=1,
+        description="Base URL of an OpenAI-compatible API whose chat model judges, such as http://localhost:8000/v1.",
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of the model at the endpoint; without `endpoint` a local instruct model. Default: no model, "
+        "but a classifier fitted on your training rows.",
+    )
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", pattern=_VARIABLE, description="Environment variable that holds the key, if one is needed."
+    )
     concurrency: int = Field(32, ge=1, strict=True, description="Requests in flight at the endpoint.")
-    requests_per_minute: int | None = Field(None, ge=1, strict=True, description="Limit at the endpoint.")
-    max_text_tokens: int = Field(512, ge=16, strict=True, description="A sampled text is cut off after so many tokens.")
-    orders: int = Field(1, ge=1, strict=True, description="Orders of the options in which each text is asked.")
+    requests_per_minute: int | None = Field(
+        None, ge=1, strict=True, description="New requests per minute at the endpoint. Default: no limit."
+    )
+    max_text_tokens: int = Field(
+        512, ge=16, strict=True, description="Most tokens of a text that a judging model is shown."
+    )
+    orders: int = Field(
+        1,
+        ge=1,
+        strict=True,
+        description="A model that judges is asked about each text so many times, with the domains in another order.",
+    )
     label_shift_correction: bool = Field(
         False,
         strict=True,
@@ -247,29 +283,31 @@ class JudgeConfig(Block):
 class DetectionConfig(Block):
     """Domain knowledge detection (arXiv 2411.11266, Algorithm 1)."""
 
-    num_samples: int = Field(40_000, ge=1, strict=True, description="Sequences per iteration (the paper's N_S).")
-    iterations: int = Field(5, ge=1, strict=True, description="Iterations (the paper's T).")
+    num_samples: int = Field(40_000, ge=1, strict=True, description="Texts per iteration (the paper's N_S).")
+    iterations: int = Field(5, ge=1, strict=True, description="Iterations, at most (the paper's T).")
     tolerance: float = Field(
         0.02,
         ge=0,
         lt=1,
         strict=True,
-        description="Stop early when every domain's 95 % interval is narrower; 0: never. Ours.",
+        description="Stop early once every domain's 95 % interval is narrower; 0: never. Ours.",
     )
     count: Literal["samples", "tokens"] = Field(
-        "samples", description="What a proportion counts: documents, or tokens. Both are in the file."
+        "samples", description="What a proportion counts: `samples` (documents) or `tokens`. Both are in the file."
     )
-    max_new_tokens: int = Field(256, ge=1, strict=True, description="Length limit of a sample. Ours.")
-    temperature: float = Field(1.0, gt=0, strict=True)
-    top_p: float = Field(1.0, gt=0, le=1, strict=True)
-    top_k: int = Field(0, ge=0, strict=True, description="0: no limit.")
-    batch_size: int = Field(64, ge=1, strict=True, description="Samples generated side by side.")
-    seed: int = Field(0, ge=0, strict=True)
+    max_new_tokens: int = Field(256, ge=1, strict=True, description="Length limit of a text, in tokens. Ours.")
+    temperature: float = Field(1.0, gt=0, strict=True, description="Temperature of sampling.")
+    top_p: float = Field(1.0, gt=0, le=1, strict=True, description="Nucleus of sampling; 1: all tokens.")
+    top_k: int = Field(0, ge=0, strict=True, description="Most likely tokens to sample from; 0: all.")
+    batch_size: int = Field(64, ge=1, strict=True, description="Texts generated side by side.")
+    seed: int = Field(0, ge=0, strict=True, description="Seed of the sampling, of the classifier and of the intervals.")
     start_token: str | Annotated[int, Field(strict=True)] | None = Field(
-        None, description="Token to sample from. Default: BOS, or the end-of-text token of a tokenizer without BOS."
+        None,
+        description="Token (text or id) to start a text from. Default: BOS, or the end-of-text token of a tokenizer "
+        "without BOS.",
     )
     descriptions: dict[str, str] = Field(
-        default_factory=dict, description="A line per domain that tells a judge what it holds."
+        default_factory=dict, description="A line per domain that tells the judge what it holds."
     )
     generator: GeneratorConfig | None = Field(None, description="Default: the base model is loaded here.")
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
@@ -278,7 +316,9 @@ class DetectionConfig(Block):
 class ReferenceConfig(Block):
     """The small model whose fine-tuned losses are the reference (arXiv 2411.11266, section 3.1)."""
 
-    model: str = Field(min_length=1, description="Name or path of the reference model, of the same tokenizer family.")
+    model: str = Field(
+        min_length=1, description="Hub name or folder of the reference model, of the main model's tokenizer family."
+    )
     epochs: int = Field(4, ge=1, strict=True, description="Epochs per domain (the paper's T_ref).")
     samples_per_epoch: int | None = Field(
         None, ge=1, strict=True, description="Rows of a domain seen per epoch. Default: all of them."
