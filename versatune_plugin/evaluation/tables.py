@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from versatune_plugin.evaluation.suite import Benchmark, Suite
-from versatune_plugin.report.drawing import aligned
+from versatune_plugin.tables import aligned
 
 
 def format_evaluation(document: dict) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.sections import DetectionConfig
 from versatune_plugin.measuring.probe_plan import ProbePlan
-from versatune_plugin.report.drawing import aligned
 from versatune_plugin.strategies import Fixed
+from versatune_plugin.tables import aligned
 
 _WIDTH = 110
 

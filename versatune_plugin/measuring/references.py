@@ -19,7 +19,8 @@ from pathlib import Path
 from versatune_plugin.config.measured import Measured
 from versatune_plugin.files.documents import read_document, write_document
 from versatune_plugin.files.history import history_path, read_history
-from versatune_plugin.report.drawing import aligned, label, marks, new_figure, save_png
+from versatune_plugin.report.drawing import label, marks, new_figure, save_png
+from versatune_plugin.tables import aligned
 
 SCHEMA = "versatune/references"
 UNITS = {"token": "nats per target token", "byte": "nats per byte"}

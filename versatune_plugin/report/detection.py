@@ -9,7 +9,8 @@ import numpy as np
 
 from versatune_plugin.domains import misfits
 from versatune_plugin.measuring.detection.detect import CLEAR, Sample
-from versatune_plugin.report.drawing import aligned, label, marks, new_figure, save_png
+from versatune_plugin.report.drawing import label, marks, new_figure, save_png
+from versatune_plugin.tables import aligned
 
 MAX_SHOWN = 200  # characters of a text
 LINE_INCHES = 0.13  # of the plot's numbers; a thinner segment has no room for them

@@ -1,8 +1,7 @@
-"""What tables and plots share: aligned columns, figures, marks, labels; matplotlib is loaded when one is drawn."""
+"""What plots share: figures, marks, labels; matplotlib is loaded when one is drawn."""
 
 import os
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,26 +30,6 @@ class Mark:
     def of_area(self) -> dict:
         """Arguments of matplotlib for a filled area, whose pattern and outline are of the paper's colour."""
         return {"facecolor": self.colour, "hatch": self.hatch, "edgecolor": PAPER, "linewidth": 0.6}
-
-
-def aligned(table: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text: the first column to the left, the others to the right."""
-    widths = [max(map(_columns, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for line in table:
-        room = [" " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)]
-        lines.append(
-            "  ".join(
-                space + cell if column else cell + space
-                for column, (cell, space) in enumerate(zip(line, room, strict=True))
-            )
-        )
-    return "\n".join(lines)
-
-
-def _columns(text: str) -> int:
-    """Columns of a terminal that a text takes; Chinese, Japanese and Korean characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def look() -> dict:

@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 from versatune_plugin.files.history import write_atomically
-from versatune_plugin.report.drawing import aligned, visible
+from versatune_plugin.report.drawing import visible
 from versatune_plugin.report.page import Chapter, to_html
 from versatune_plugin.report.parts import Cell, Chart, Section, Table
 from versatune_plugin.report.run_sections import run_sections
 from versatune_plugin.report.runs import Run, load_runs
 from versatune_plugin.report.summary import format_summary
+from versatune_plugin.tables import aligned
 
 COMPARISON_FOLDER = Path("versatune-comparison")
 """Where the report of several runs goes, if nothing else is said."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from versatune_plugin.report.drawing import aligned
+from versatune_plugin.tables import aligned
 
 CLEAR = 2.0
 """Standard errors beyond which a change or a difference is called one."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from textwrap import fill
 
 from versatune_plugin.report import draw_mixture, summarise
-from versatune_plugin.report.drawing import aligned, label, new_figure, save_png
+from versatune_plugin.report.drawing import label, new_figure, save_png
 from versatune_plugin.simulation.run import Outcome, Simulation
+from versatune_plugin.tables import aligned
 
 _WIDTH, _TITLE_WIDTH = 110, 90  # characters
 _NUM_STEPS_SHOWN = 12  # at the most, in a table
