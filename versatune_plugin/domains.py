@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 SUM_TOLERANCE = 1e-6
+ProportionsLike = Mapping[str, float] | Sequence[float] | np.ndarray
+"""Proportions as a mapping from domain, or as a vector in domain order."""
 ROUNDING = 1e-12  # a sum this near to 1 is left alone, so that unchanged proportions stay the same to the bit
 
 
@@ -16,7 +18,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else f"; valid names: {', '.join(valid)}"
 
 
-def is_domain_name(name) -> bool:
+def is_domain_name(name: object) -> bool:
     """Whether this can name a domain."""
     return isinstance(name, str) and bool(name) and name == name.strip()
 
@@ -66,7 +68,7 @@ def in_domain_order(values_by_domain: Mapping, domains: Sequence, key: str) -> n
     return np.array([values_by_domain[domain] for domain in domains], dtype=np.float64)
 
 
-def check_proportions(proportions, domains: Sequence, key: str = "proportions") -> np.ndarray:
+def check_proportions(proportions: ProportionsLike, domains: Sequence, key: str = "proportions") -> np.ndarray:
     """Proportions as a new float64 vector that sums to 1, shape (num_domains,), each in [0, 1].
 
     Args:

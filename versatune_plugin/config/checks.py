@@ -62,7 +62,7 @@ def _interval_problems(config) -> list[Problem]:
 def _unit_problems(config) -> list[Problem]:
     if config.unit == "examples":
         return []
-    problems = []
+    problems: list[Problem] = []
     if config.strategy in STAGED:
         problems.append((("unit",), f"strategy {config.strategy!r} plans its stages in rows: leave it at 'examples'"))
     if config.guards.max_passes is not None:
@@ -104,7 +104,7 @@ def _reference_problems(config) -> list[Problem]:
 def _signal_problems(config) -> list[Problem]:
     rows = config.probe.rows_per_domain
     if config.measures_training:
-        problems = []
+        problems: list[Problem] = []
         if config.needs_errors:
             problems.append((("expansion", "margin"), "needs held-out rows: `signal: probe`"))
         if config.references_file is not None:

@@ -27,7 +27,7 @@ def _per_domain(number: dict, example: dict) -> dict:
     return {"type": "object", "additionalProperties": number, "defaultSnippets": [snippet]}
 
 
-_SAID_IN_CODE = {
+_SAID_IN_CODE: dict[str, dict[str, list[dict]]] = {
     "VersaTuneConfig": {
         "strategy": [{"enum": list(STRATEGIES)}, {"type": "string", "pattern": "^[^:]+:[^:]+$"}],
         "initial_proportions": [

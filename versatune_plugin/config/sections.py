@@ -272,7 +272,7 @@ class JudgeConfig(Block):
 
     def problems(self) -> list[Problem]:
         """Keys that the kind of judge has no use for."""
-        problems = []
+        problems: list[Problem] = []
         if self.endpoint and not self.model:
             problems.append((("model",), "an endpoint needs the name of the model to ask there"))
         if self.label_shift_correction and self.model:

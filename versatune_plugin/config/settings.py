@@ -167,17 +167,19 @@ def asked_start(config: VersaTuneConfig, measured: Measured, sizes: Mapping[str,
     Raises:
         ValueError: The proportions do not fit the domains, or have not been measured.
     """
-    if config.strategy in STAGED:
-        return build_strategy(config, measured, sizes).stages[0].proportions.copy()
+    strategy, expansion = build_strategy(config, measured, sizes), config.expansion
+    if isinstance(strategy, strategies.Staged):
+        return strategy.stages[0].proportions.copy()
     start = _given_start(config, measured, sizes)
-    targets = _target_indices(config, tuple(sizes))
-    share = config.expansion and (config.expansion.share if config.strategy == "specific" else config.expansion.start)
-    if targets and share is not None:
+    if expansion is None or not (targets := _target_indices(config, tuple(sizes))):
+        return start
+    share = expansion.share if config.strategy == "specific" else expansion.start
+    if share is not None:
         start = strategies.with_share(start, targets, share)
-    if targets and config.measures_training and config.needs_reference_losses and not start[list(targets)].any():
+    if config.measures_training and config.needs_reference_losses and not start[list(targets)].any():
         raise ValueError(
-            f"versatune.expansion: {', '.join(config.expansion.targets)} starts at 0, so `signal: train` has no loss "
-            "of it; give expansion.start"
+            f"versatune.expansion: {', '.join(expansion.targets)} starts at 0, so `signal: train` has no loss of it; "
+            "give expansion.start"
         )
     return start
 
@@ -196,7 +198,7 @@ def start_vector(config: VersaTuneConfig, measured: Measured, sizes: Mapping[str
     """
     domains, asked = tuple(sizes), asked_start(config, measured, sizes)
     guards = build_guards(config, domains)
-    caps = guards.caps(list(sizes.values()), np.zeros(len(domains)), num_draws)
+    caps = guards.caps(np.array(list(sizes.values())), np.zeros(len(domains)), num_draws)
     _check_room(guards, sizes, caps, num_draws)
     start = guards.start(asked, caps)
     if config.strategy == "manual" and not np.array_equal(start, asked):
@@ -234,28 +236,35 @@ def build_guards(config: VersaTuneConfig, domains: Sequence[str]) -> Guards:
 
 def build_strategy(config: VersaTuneConfig, measured: Measured, sizes: Mapping[str, int]) -> Strategy:
     """The strategy with its settings as plain arguments; stages follow from the domains' rows."""
-    domains, kind = tuple(sizes), STRATEGIES.get(config.strategy)
-    if kind is None:
+    domains, expansion = tuple(sizes), config.expansion
+    if config.strategy not in STRATEGIES:
         return strategies.own_strategy(config.strategy)
     stages, general = config.stages, config.stages.general_of(domains)
+    rise: dict = {}
+    if expansion is not None:
+        rise = {
+            "targets": _target_indices(config, domains),
+            "delta": expansion.delta,
+            "ceiling": expansion.highest,
+            "delta_schedule": expansion.delta_schedule,
+        }
     match config.strategy:
-        case "versatune" if config.expansion is None:
-            return kind(sigma=config.sigma)
         case "versatune":
-            home = None if config.expansion.start is None else _given_start(config, measured, sizes)
+            if expansion is None:
+                return strategies.Fostering(sigma=config.sigma)
             return strategies.Expansion(
-                **_rise(config, domains),
+                **rise,
                 sigma=config.sigma,
-                epsilon=config.expansion.epsilon,
-                margin=config.expansion.margin,
-                home=home,
-                hold=config.expansion.hold,
-                since_start=config.expansion.forgetting_since == "start",
+                epsilon=expansion.epsilon,
+                margin=expansion.margin,
+                home=None if expansion.start is None else _given_start(config, measured, sizes),
+                hold=expansion.hold,
+                since_start=expansion.forgetting_since == "start",
             )
         case "increase_unconditional":
-            return kind(**_rise(config, domains), sigma=config.sigma)
+            return strategies.IncreaseUnconditional(**rise, sigma=config.sigma)
         case "increase_uniform":
-            return kind(**_rise(config, domains))
+            return strategies.IncreaseUniform(**rise)
         case "multitask":
             return strategies.multitask(domains, sizes)
         case "sequential":
@@ -265,9 +274,9 @@ def build_strategy(config: VersaTuneConfig, measured: Measured, sizes: Mapping[s
         case "dmt":
             return strategies.dmt(domains, sizes, general, stages.kappa)
         case "odm":
-            return kind(**config.odm.model_dump())
-        case _:
-            return kind()
+            return strategies.ODM(**config.odm.model_dump())
+        case name:
+            return STRATEGIES[name]()
 
 
 def _given_start(config: VersaTuneConfig, measured: Measured, sizes: Mapping[str, int]) -> np.ndarray:
@@ -292,18 +301,9 @@ def _given_start(config: VersaTuneConfig, measured: Measured, sizes: Mapping[str
 
 def _target_indices(config: VersaTuneConfig, domains: Sequence[str]) -> tuple[int, ...]:
     """Of the target domains, none where the strategy has none."""
-    has_targets = config.expansion and "expansion.domain" in KEYS_OF_STRATEGIES.get(config.strategy, ())
-    return tuple(domains.index(target) for target in config.expansion.targets) if has_targets else ()
-
-
-def _rise(config: VersaTuneConfig, domains: Sequence[str]) -> dict:
-    """What all strategies with a rising target take."""
-    return {
-        "targets": _target_indices(config, domains),
-        "delta": config.expansion.delta,
-        "ceiling": config.expansion.highest,
-        "delta_schedule": config.expansion.delta_schedule,
-    }
+    if config.expansion is None or "expansion.domain" not in KEYS_OF_STRATEGIES.get(config.strategy, ()):
+        return ()
+    return tuple(domains.index(target) for target in config.expansion.targets)
 
 
 def _check_room(guards: Guards, sizes: Mapping[str, int], caps: np.ndarray, num_draws: int) -> None:
@@ -324,7 +324,7 @@ def _check_room(guards: Guards, sizes: Mapping[str, int], caps: np.ndarray, num_
             f"versatune.guards: under the ceilings and with at most {guards.max_passes:g} passes (max_passes) the "
             f"domains have too few rows for a run that draws {num_draws:,}; raise one of the two"
         )
-    for domain, floor, cap in zip(sizes, guards.floor, caps, strict=True):
+    for domain, floor, cap in zip(sizes, np.broadcast_to(guards.floor, len(sizes)), caps, strict=True):
         if floor > cap:
             most = math.floor(1000 * cap) / 1000
             raise ValueError(

@@ -2,6 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 def rows_of_a_step(batch_rows: int, accumulation: int, num_processes: int, *, split_batches: bool = False) -> int:
@@ -16,12 +20,12 @@ def rows_of_a_step(batch_rows: int, accumulation: int, num_processes: int, *, sp
     return batch_rows * accumulation * (1 if split_batches else num_processes)
 
 
-def rows_per_rank(args) -> int:
+def rows_per_rank(args: "TrainingArguments") -> int:
     """Rows of one process's micro-batch, by transformers' training arguments."""
     return args.train_batch_size // (args.world_size if args.accelerator_config.split_batches else 1)
 
 
-def rows_per_step(args) -> int:
+def rows_per_step(args: "TrainingArguments") -> int:
     """Rows of an optimizer step over all processes, by transformers' training arguments."""
     return rows_of_a_step(rows_per_rank(args), args.gradient_accumulation_steps, args.world_size)
 
@@ -76,7 +80,7 @@ class RunLength:
         )
 
     @classmethod
-    def of_arguments(cls, args, rows_per_epoch: int | None) -> "RunLength":
+    def of_arguments(cls, args: "TrainingArguments", rows_per_epoch: int | None) -> "RunLength":
         """The length of a run by transformers' training arguments; None: its rows are streams."""
         if rows_per_epoch is None:
             return cls.of_stream(rows_per_step(args), args.max_steps)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -61,7 +62,10 @@ _REMEDY = (
 )
 
 
-class VersaTuneMixin:
+_Host = Trainer if TYPE_CHECKING else object  # any trainer class follows the mixin
+
+
+class VersaTuneMixin(_Host):
     """Put before a `transformers.Trainer` class: `class MyTrainer(VersaTuneMixin, Trainer)`.
 
     Args:

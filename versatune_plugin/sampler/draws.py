@@ -10,12 +10,13 @@ trained on can be forgotten, so that the journal does not grow with the number o
 import math
 import operator
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from versatune_plugin.domains import check_proportions
+from versatune_plugin.domains import ProportionsLike, check_proportions
 from versatune_plugin.sampler.fair_costs import FairCosts, RowCosts
 from versatune_plugin.sampler.fair_counts import FairCounts, Place
 from versatune_plugin.sampler.permutation import RowOrder, scramble
@@ -56,11 +57,13 @@ class Cursor:
 
     def place_in(self, stretch: _Stretch, block: int) -> Place:
         """The place after some blocks of a stretch; moves there."""
-        if self.stretch is not stretch or block < (self.previous or self.place).block:
-            self.stretch, self.place, self.previous = stretch, stretch.kept, None
-        while self.place.block < block:
-            self.place, self.previous = stretch.shares.next(self.place), self.place
-        return self.place if self.place.block == block else self.previous
+        place, previous = self.place, self.previous
+        if place is None or self.stretch is not stretch or block < (previous or place).block:
+            place, previous = stretch.kept, None
+        while place.block < block:
+            place, previous = stretch.shares.next(place), place
+        self.stretch, self.place, self.previous = stretch, place, previous
+        return place if previous is None or place.block == block else previous
 
 
 class MixtureSampler:
@@ -86,8 +89,8 @@ class MixtureSampler:
 
     def __init__(
         self,
-        num_rows_by_domain: Mapping[str, int] | Sequence[int],
-        proportions,
+        num_rows_by_domain: Mapping | Sequence[int],
+        proportions: ProportionsLike,
         *,
         block_size: int,
         num_samples: int,
@@ -147,7 +150,7 @@ class MixtureSampler:
         """Note that whoever reads the stream by `rows` has taken all draws before this one."""
         self._num_drawn = draw
 
-    def set_proportions(self, proportions, *, at_draw: int | None = None) -> int:
+    def set_proportions(self, proportions: ProportionsLike, *, at_draw: int | None = None) -> int:
         """New proportions from the next block that has not begun, or from a later one.
 
         Args:
@@ -295,7 +298,7 @@ class MixtureSampler:
             + np.repeat(counts[:-1].ravel(), in_block)
         )
         draws = np.arange(first * self.block_size, last * self.block_size, dtype=np.uint64)
-        keys = scramble(draws + scramble(np.uint64([self.seed])))
+        keys = scramble(draws + scramble(np.array([self.seed], np.uint64)))
         order = keys.reshape(num_blocks, self.block_size).argsort(axis=1, kind="stable")
         order += np.arange(num_blocks)[:, None] * self.block_size
         chosen = order.ravel()[start - first * self.block_size : stop - first * self.block_size]
@@ -359,7 +362,7 @@ class MixtureSampler:
         self._start_cursors()
         self._revision += 1
 
-    def _checked(self, proportions) -> np.ndarray:
+    def _checked(self, proportions: ProportionsLike) -> np.ndarray:
         proportions = check_proportions(proportions, self.domains)
         for j, (domain, proportion) in enumerate(zip(self.domains, proportions, strict=True)):
             if proportion > 0 and self.num_rows_by_domain[domain] < 1:
@@ -368,8 +371,17 @@ class MixtureSampler:
                 raise ValueError(f"domain {domain!r} has proportion {proportion}, but none of its rows costs anything")
         return proportions
 
-    def _stretch(self, draw, proportions, drawn, cost, lag, kept: Place | None = None) -> _Stretch:
+    def _stretch(
+        self,
+        draw: int,
+        proportions: Iterable[float],
+        drawn: list[int],
+        cost: list[int],
+        lag: list[float],
+        kept: Place | None = None,
+    ) -> _Stretch:
         proportions = [float(p) for p in proportions]
+        shares: FairCounts | FairCosts
         if self._row_costs is None:
             shares = FairCounts(proportions, self.block_size, lag)
         else:
@@ -411,7 +423,7 @@ class MixtureSampler:
         return bisect_right(self._journal, draw, key=lambda stretch: stretch.draw) - 1
 
 
-def _checked_costs(row_costs, num_rows: int) -> np.ndarray:
+def _checked_costs(row_costs: np.ndarray, num_rows: int) -> np.ndarray:
     costs = np.asarray(row_costs)
     if costs.shape != (num_rows,):
         raise ValueError(f"row_costs must be one number per row, shape ({num_rows},), got shape {costs.shape}")
@@ -426,7 +438,7 @@ def _sum(left: Sequence[int], right: Sequence[int]) -> list[int]:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
-def _flat(value) -> Iterator:
+def _flat(value: Any) -> Iterator:
     """Leaves of nested lists and tuples, so that a state that went through JSON compares equal."""
     if isinstance(value, list | tuple):
         for item in value:

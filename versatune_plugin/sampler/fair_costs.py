@@ -138,7 +138,7 @@ class FairCosts:
             return True
         if costs[drawn] - shares[drawn] * total >= longest:
             return False
-        later_costs = later_shares = 0  # of the domains whose next row ends later
+        later_costs, later_shares = 0, 0.0  # of the domains whose next row ends later
         for j in sorted(self._domains, key=ends.__getitem__, reverse=True):
             if later_costs - later_shares * ends[j] >= longest:
                 return False

@@ -72,7 +72,9 @@ class FairCounts:
         """The block at whose end the domain's share has reached `count + 1`."""
         return -((count + 1) * self._total // -(self._weights[domain] * self._block_size))
 
-    def _serve_the_needy(self, counts, block: int, by_deadline, chosen, need: dict[int, float]) -> list[int]:
+    def _serve_the_needy(
+        self, counts: list[int], block: int, by_deadline: list[int], chosen: list[int], need: dict[int, float]
+    ) -> list[int]:
         """Round up those that earlier stretches rounded down, one by one while later shares can still be fair.
 
         Deadlines alone would round the same domains down in every stretch: one whose share of a stretch is below
@@ -95,7 +97,7 @@ class FairCounts:
         adds up to a whole number of places, at least one where any share is not whole.
         """
         after = [count + (j in chosen) for j, count in enumerate(counts)]
-        ahead = range(len(after))
+        ahead = list(range(len(after)))
         for later in range(block + 1, block + 1 + _MAX_LOOKAHEAD):
             floors, open_places = self._rounded_down(later)
             ahead = [j for j in ahead if after[j] > floors[j]]

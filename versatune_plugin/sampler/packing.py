@@ -60,6 +60,11 @@ class PackedBatchSampler(BatchSampler):
 
     sampler: MixtureSampler
 
+    _base: "_Window"
+    """Before the first step that is known."""
+    _trained: "_Window"
+    """After the last step that was accounted for."""
+
     def __init__(
         self,
         sampler: MixtureSampler,
@@ -197,8 +202,8 @@ class PackedBatchSampler(BatchSampler):
         }
 
     def _start_from(self, window: "_Window") -> None:
-        self._base = window  # before the first step that is known
-        self._trained = window.copy()  # after the last step that was accounted for
+        self._base = window
+        self._trained = window.copy()
         self._rows: list[np.ndarray] = []  # of the steps in between
 
     def _check_known(self, step: int) -> None:
@@ -320,9 +325,10 @@ def packed_epoch(
         draws = np.divide(draws, means, out=np.zeros_like(draws), where=means > 0)  # no cost: the sampler complains
     tokens_per_draw = float(np.average(_means(row_tokens, num_rows_by_domain), weights=draws))
     block_size = max(1, round(bins_per_step * capacity / tokens_per_draw))
-    costs = {} if row_costs is None else {"row_costs": row_costs}
     feed = PackedBatchSampler(
-        MixtureSampler(num_rows_by_domain, proportions, block_size=block_size, num_samples=block_size, **costs),
+        MixtureSampler(
+            num_rows_by_domain, proportions, block_size=block_size, num_samples=block_size, row_costs=row_costs
+        ),
         row_tokens,
         capacity=capacity,
         bins_per_batch=bins_per_step,

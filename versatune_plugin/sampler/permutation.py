@@ -25,7 +25,9 @@ class RowOrder:
         self._num_rows = np.array(num_rows, dtype=np.uint64)
         self._offsets = np.concatenate([[0], np.cumsum(self._num_rows)]).astype(np.int64)
         self._half_bits = np.array([max(3, ((rows - 1).bit_length() + 1) // 2) for rows in num_rows], np.uint64)
-        self._keys = scramble(np.arange(len(num_rows), dtype=np.uint64) + scramble(np.uint64([seed ^ 1 << 62])))
+        self._keys = scramble(
+            np.arange(len(num_rows), dtype=np.uint64) + scramble(np.array([seed ^ 1 << 62], np.uint64))
+        )
 
     def rows(self, domain_ids: np.ndarray, nth: np.ndarray) -> np.ndarray:
         """The nth row of each domain, counted from 0, as an index into all domains' rows, int64, same shape."""

@@ -72,8 +72,8 @@ class MixtureStream(IterableDataset):
         self._places = {0: [_BEGINNING] * len(streams)}  # by step: in each stream before the first row of the step
         self._found: dict[int, list[_Reader]] = {}  # by step: what a resumed run goes on reading
         self._amounts: dict[int, np.ndarray] = {}  # by step: of the rows read for it, shape (num_units, num_domains)
-        for domain, rows in streams.items() if logger is not None else ():
-            if _seems_unseeded(rows):
+        for domain, rows in streams.items():
+            if logger is not None and _seems_unseeded(rows):
                 logger.warning(
                     "the stream of %s seems to be shuffled without a seed: its rows come in another order in every "
                     "process, so the run cannot be resumed; use shuffle(seed=...)",
@@ -250,6 +250,7 @@ class _Reader:
                 self._logger.info("the stream of %s has ended after %d rows and begins anew", self._domain, self._row)
             self._begin(self._pass + 1)
             return self.next()
+        assert self.last is not None
         return self.last
 
     def place(self) -> dict:

@@ -37,4 +37,5 @@ class Fostering(Strategy):
 
     def decide(self, observation: Observation) -> Decision:
         """Proportions raised where there is learnable potential."""
+        assert observation.potential is not None  # needs_reference_losses
         return Decision(proportions=foster(observation.proportions, observation.potential, self.sigma))

@@ -124,6 +124,7 @@ class ODM(Strategy):
         update = memory["updates"] + 1
         if observation.step <= self.warm_up * observation.num_steps:
             return Decision(proportions=observation.proportions, note="warm-up", memory={**memory, "updates": update})
+        assert observation.losses is not None  # needs_losses
         estimates = reward_estimates(
             memory["estimates"],
             observation.losses,
@@ -156,5 +157,7 @@ class DynamicBatchLoading(Strategy):
 
     def decide(self, observation: Observation) -> Decision:
         """Proportions raised where the loss is above its reference."""
+        assert observation.losses is not None  # needs_losses
+        assert observation.potential is not None  # needs_reference_losses
         gaps = observation.potential * observation.losses
         return Decision(proportions=exponential_ascent(observation.proportions, gaps))

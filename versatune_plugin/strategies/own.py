@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from versatune_plugin.strategies.base import Strategy
@@ -37,7 +38,7 @@ def own_strategy(name: str) -> Strategy:
 
 
 @contextmanager
-def _working_directory_on_path():
+def _working_directory_on_path() -> Iterator[None]:
     """Commands that were installed, such as `axolotl`, do not look for modules there."""
     here = os.getcwd()
     sys.path.insert(0, here)

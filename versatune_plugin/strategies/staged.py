@@ -33,6 +33,9 @@ STAGED = ("multitask", "sequential", "mixed_sequential", "dmt")
 KAPPA = 1 / 256
 """The value that arXiv 2310.05492, Table 1, compares with the other strategies."""
 
+Rows = Mapping[str, int] | Sequence[int]
+"""Rows per domain: a mapping, or a vector in domain order."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -100,7 +103,7 @@ class Staged(Strategy):
         )
 
 
-def multitask(domains: Sequence[str], num_rows) -> Staged:
+def multitask(domains: Sequence[str], num_rows: Rows) -> Staged:
     """One stage: all of every domain's data, mixed (arXiv 2310.05492, section 3.5, multi-task learning).
 
     Args:
@@ -114,7 +117,10 @@ def multitask(domains: Sequence[str], num_rows) -> Staged:
 
 
 def sequential(
-    domains: Sequence[str], num_rows, order: Sequence[str] | None = None, general: str | None = None
+    domains: Sequence[str],
+    num_rows: Rows,
+    order: Sequence[str] | None = None,
+    general: str | None = None,
 ) -> Staged:
     """One domain after another (arXiv 2310.05492, section 3.5, sequential training).
 
@@ -130,11 +136,12 @@ def sequential(
     """
     _check(stage_problems("sequential", domains, general, order))
     rows = _rows(domains, num_rows)
-    order = order or [*(domain for domain in domains if domain != general), general]
+    last = [general] if general is not None else []
+    order = order or [*(domain for domain in domains if domain != general), *last]
     return Staged(tuple(_stage(name, np.where(_mask(name, domains), rows, 0.0)) for name in order))
 
 
-def mixed_sequential(domains: Sequence[str], num_rows, general: str) -> Staged:
+def mixed_sequential(domains: Sequence[str], num_rows: Rows, general: str | None) -> Staged:
     """The specialised domains mixed by size, then general data alone (arXiv 2310.05492, section 3.5).
 
     Args:
@@ -146,10 +153,11 @@ def mixed_sequential(domains: Sequence[str], num_rows, general: str) -> Staged:
         ValueError: The names do not fit, or a stage has no rows.
     """
     _check(stage_problems("mixed_sequential", domains, general))
+    assert general is not None
     return Staged(_specialised_and_general(domains, _rows(domains, num_rows), general))
 
 
-def dmt(domains: Sequence[str], num_rows, general: str, kappa: float = KAPPA) -> Staged:
+def dmt(domains: Sequence[str], num_rows: Rows, general: str | None, kappa: float = KAPPA) -> Staged:
     """Dual-stage Mixed Fine-tuning (arXiv 2310.05492, section 3.5 and 4.3; kappa is the paper's k).
 
     Stage 1 has all specialised data by size; stage 2 all general data and a fraction kappa of each specialised
@@ -168,6 +176,7 @@ def dmt(domains: Sequence[str], num_rows, general: str, kappa: float = KAPPA) ->
         ValueError: The names do not fit, kappa is out of range, or a stage has no rows.
     """
     _check(stage_problems("dmt", domains, general))
+    assert general is not None
     if not 0 < kappa <= 1:
         raise ValueError(
             f"versatune.stages.kappa must be above 0 and at most 1, got {kappa}; "
@@ -233,7 +242,7 @@ def _check(problems: list[str]) -> None:
         raise ValueError("; ".join(problems))
 
 
-def _rows(domains: Sequence[str], num_rows) -> np.ndarray:
+def _rows(domains: Sequence[str], num_rows: Rows) -> np.ndarray:
     """Rows per domain as a new float64 vector, shape (num_domains,), each finite and >= 0."""
     values = in_domain_order(num_rows, domains, "num_rows") if isinstance(num_rows, Mapping) else num_rows
     rows = np.array(values, dtype=np.float64)
