@@ -51,6 +51,7 @@ LIGHT_MODULES = (
     "config.checks",
     "hosts.axolotl.config",
     "simulation",
+    "evaluation.run",
 )
 
 

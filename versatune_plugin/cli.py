@@ -196,7 +196,6 @@ def schema(output: Path | None, block: bool) -> None:
     help="A YAML with benchmarks of your own.",
 )
 @click.option("--list", "only_list", is_flag=True, help="Show what there is to evaluate, and do nothing.")
-@click.option("--nearest", is_flag=True, help="Where the harness lacks a benchmark, run what comes nearest to it too.")
 @click.option("--chat-template", is_flag=True, help="Put prompts into the model's chat template.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows of each task: a trial.")
 @click.option("--batch-size", default="8", show_default=True, metavar="N|auto", help="Rows per forward pass.")
@@ -237,13 +236,13 @@ def evaluate(
         raise click.UsageError("which MODEL? (--list needs none)")
     with _readable_errors():
         _show_only_our_progress()
-        file, document, failed = run.evaluate(
+        file, evaluation, failed = run.evaluate(
             model, domains, tasks_file=tasks, output=output, base=base, options=run.Options(**options), say=click.echo
         )
-    click.echo(f"{file}: {document['model']['name']}\n{tables.format_evaluation(document)}")
+    click.echo(f"{file}: {evaluation.model.name}\n{tables.format_evaluation(evaluation)}")
     if failed:
         raise click.ClickException(f"failed, for the reasons above: {', '.join(failed)}")
-    if not document["domains"]:
+    if not evaluation.domains:
         raise click.ClickException("no benchmark could be run, for the reasons above")
 
 

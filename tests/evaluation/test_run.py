@@ -9,78 +9,10 @@ from click.testing import CliRunner
 
 pytest.importorskip("lm_eval")
 
-from tests.evaluation.test_harness import cached_task_manager
-from tests.tiny import WORDS, write_jsonl
+from tests.evaluation.tasks import ALL_OF_LAW, cached_task_manager, law_of, make_tasks
 from versatune_plugin import cli
 from versatune_plugin.evaluation import harness, run, tables
-from versatune_plugin.files.documents import read_document
-
-CHOICE = """
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: choices
-doc_to_target: answer
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-"""
-GENERATED = """
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{choices[answer]}}"
-generation_kwargs: {until: ["."], max_gen_toks: 4, do_sample: false}
-metric_list:
-  - {metric: exact_match, aggregation: mean, higher_is_better: true}
-"""
-LOWER = CHOICE.replace("true}", "false}")
-GROUP = """
-group: both
-task: [law_words, medicine_words]
-aggregate_metric_list:
-  - {metric: acc, aggregation: mean, weight_by_size: true}
-"""
-BENCHMARKS = """
-include_path: tasks
-domains:
-  law:
-    words: {title: Words of law, tasks: [law_words, medicine_words], metric: acc, num_fewshot: 1}
-    written: {tasks: law_written, metric: exact_match}
-    lost: {tasks: lost_rows, metric: acc}
-    upside_down: {tasks: lower, metric: acc}
-    typo: {tasks: law_words, metric: akk}
-    legalbench: null
-    lawbench: null
-    mmlu_law: null
-    cmmlu_law: null
-  tools:
-    executed: {tasks: executed, metric: exact_match}
-    words: {tasks: code_words, metric: acc}
-"""
-
-
-def make_tasks(folder, num_rows=12):
-    """Task files over rows whose question is a word of one domain, and a file of benchmarks."""
-
-    def task(name, rows, text):
-        data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(rows)}}, "test_split": "test"}
-        (folder / "tasks").mkdir(parents=True, exist_ok=True)
-        path = folder / "tasks" / f"{name}.yaml"
-        path.write_text(f"task: {name}\n" + "".join(f"{key}: {json.dumps(v)}\n" for key, v in data.items()) + text)
-
-    for domain, words in WORDS.items():
-        rows = [
-            {"question": f"Repeat: {words[n % 10]}", "choices": [words[n % 10], words[(n + 3) % 10]], "answer": n % 2}
-            for n in range(num_rows)
-        ]
-        path = write_jsonl(folder / f"{domain}.jsonl", rows)
-        task(f"{domain}_words", path, CHOICE)
-        task(f"{domain}_written", path, GENERATED)
-    task("executed", path, GENERATED + "unsafe_code: true\n")
-    task("lower", path, LOWER)
-    task("lost_rows", folder / "lost.jsonl", CHOICE)
-    (folder / "tasks" / "both.yaml").write_text(GROUP)
-    file = folder / "mine.yml"
-    file.write_text(BENCHMARKS)
-    return file
+from versatune_plugin.evaluation.results import Evaluation, LeftOut
 
 
 @pytest.fixture(autouse=True)
@@ -120,45 +52,44 @@ def whole(workspace, benchmarks, tmp_path_factory):
 
 def test_a_domain_scores_the_mean_of_its_benchmarks(whole):
     _, document, _, _ = whole
-    law = document["domains"]["law"]
-    words, written = law["tasks"]["words"], law["tasks"]["written"]
-    assert law["score"] == pytest.approx((words["score"] + written["score"]) / 2)
-    assert (law["num_benchmarks"], law["of"]) == (2, 5)
-    assert written["score"] == 0
-    assert (written["stderr"], law["stderr"]) == (None, None), "six rows that all failed do not make the error 0"
-    assert words["title"] == "Words of law"
-    assert words["harness_tasks"] == ["law_words", "medicine_words"]
-    assert (words["num_fewshot"], words["num_samples"]) == (1, 12)
-    assert (written["metric"], written["num_fewshot"], written["num_samples"]) == ("exact_match", 0, 6)
-    assert 0 < words["score"] < 1
-    assert (words["batch_size"], words["dtype"], words["trust_remote_code"]) == ("8", "float32", False)
+    law = document.domains["law"]
+    words, written = law.tasks["words"], law.tasks["written"]
+    assert law.score == pytest.approx((words.score + written.score) / 2)
+    assert (law.num_benchmarks, law.of) == (2, 5)
+    assert written.score == 0
+    assert (written.stderr, law.stderr) == (None, None), "six rows that all failed do not make the error 0"
+    assert words.title == "Words of law"
+    assert words.harness_tasks == ["law_words", "medicine_words"]
+    assert (words.num_fewshot, words.num_samples) == (1, 12)
+    assert (written.metric, written.num_fewshot, written.num_samples) == ("exact_match", 0, 6)
+    assert 0 < words.score < 1
+    assert (words.batch_size, words.dtype, words.trust_remote_code) == ("8", "float32", False)
 
 
 def test_the_document_is_strict_json_and_says_limit_harness_and_model(whole, workspace):
     folder, document, _, _ = whole
     file = folder / "versatune" / "evaluation.json"
-    read = read_document(file, "versatune/evaluation")
-    assert {key: read[key] for key in document} == document
+    assert Evaluation.read(file) == document
     json.loads(file.read_text(), parse_constant=pytest.fail)
-    assert document["limit"] == 6
-    assert document["harness"] == {"name": "lm-evaluation-harness", "version": harness.harness_version()}
-    assert document["model"]["name"] == str(workspace / "model")
-    assert document["model"]["fingerprint"].startswith("content ")
-    assert document["step"] is None
-    assert document["seconds"] > 0
+    assert document.limit == 6
+    assert (document.harness.name, document.harness.version) == ("lm-evaluation-harness", harness.harness_version())
+    assert document.model.name == str(workspace / "model")
+    assert document.model.fingerprint.startswith("content ")
+    assert document.step is None
+    assert document.seconds > 0
 
 
 def test_a_benchmark_that_fails_keeps_the_others_and_is_named(whole):
     _, document, failed, said = whole
     assert failed == ["law / lost", "law / upside_down", "law / typo"]
-    reasons = {(one["domain"], one["task"]): one["reason"] for one in document["left_out"]}
+    reasons = {(one.domain, one.task): one.reason for one in document.left_out}
     assert set(reasons) == {("law", "lost"), ("law", "upside_down"), ("law", "typo"), ("tools", "executed")}
     assert reasons["law", "lost"].startswith("failed: the data of lost_rows cannot be read: ")
     assert "hub" not in reasons["law", "lost"].lower(), "rows of the user's own are on no hub"
     assert "higher is not better in the metric 'acc'" in reasons["law", "upside_down"]
     assert "has no metric 'akk'; it has: acc" in reasons["law", "typo"]
-    assert any(line.startswith("law / lost failed: ") for line in said)
-    assert set(document["domains"]["tools"]["tasks"]) == {"words"}
+    assert any(line.startswith("law / lost: failed: ") for line in said)
+    assert set(document.domains["tools"].tasks) == {"words"}
 
 
 def test_the_table_shows_scores_and_what_was_left_out(whole):
@@ -182,19 +113,19 @@ def test_a_benchmark_of_two_tasks_scores_what_the_harness_gives_their_group(whol
         limit=6,
         task_manager=cached_task_manager(benchmarks.parent / "tasks"),
     )["results"]["both"]
-    words = whole[1]["domains"]["law"]["tasks"]["words"]
-    assert words["score"] == pytest.approx(results["acc,none"])
-    assert words["stderr"] == pytest.approx(results["acc_stderr,none"], rel=0.01)
+    words = whole[1].domains["law"].tasks["words"]
+    assert words.score == pytest.approx(results["acc,none"])
+    assert words.stderr == pytest.approx(results["acc_stderr,none"], rel=0.01)
 
 
 def test_code_of_the_model_is_executed_only_when_asked_for(workspace, benchmarks, whole):
     folder = whole[0]
     document, failed, said = evaluated(workspace / "model", benchmarks, folder, domains=("tools",), run_model_code=True)
-    assert set(document["domains"]["tools"]["tasks"]) == {"executed", "words"}
+    assert set(document.domains["tools"].tasks) == {"executed", "words"}
     assert [line for line in said if line.startswith("evaluating")] == ["evaluating tools / executed: executed"]
     assert failed == []
     assert "HF_ALLOW_CODE_EVAL" not in os.environ
-    assert {one["domain"] for one in document["left_out"]} == {"law"}, "what other domains left out stays"
+    assert {one.domain for one in document.left_out} == {"law"}, "what other domains left out stays"
 
 
 def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(workspace, benchmarks, tmp_path):
@@ -208,65 +139,44 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(workspace, benchmar
     options = {"options": run.Options(limit=6, device="cpu"), "output": tmp_path, "tasks_file": benchmarks}
     with pytest.raises(KeyboardInterrupt):
         run.evaluate(str(workspace / "model"), ["law"], **options, say=cut_off)
-    halfway = read_document(tmp_path / "versatune" / "evaluation.json", "versatune/evaluation")
-    assert set(halfway["domains"]["law"]["tasks"]) == {"words"}
-    assert {"domain": "law", "task": "written", "reason": "not evaluated yet"} in halfway["left_out"]
+    halfway = Evaluation.read(tmp_path / "versatune" / "evaluation.json")
+    assert set(halfway.domains["law"].tasks) == {"words"}
+    assert LeftOut(domain="law", task="written", reason="not evaluated yet") in halfway.left_out
     said = []
     _, document, _ = run.evaluate(str(workspace / "model"), ["law"], **options, say=said.append)
     assert not any(line.startswith("evaluating law / words") for line in said)
-    assert document["domains"]["law"]["tasks"]["words"] == halfway["domains"]["law"]["tasks"]["words"]
-    assert "written" in document["domains"]["law"]["tasks"]
+    assert document.domains["law"].tasks["words"] == halfway.domains["law"].tasks["words"]
+    assert "written" in document.domains["law"].tasks
 
 
-def law_of(folder, benchmarks, **more):
-    """A file of benchmarks of law, of single choice unless `more` says otherwise; None takes one away."""
-    shipped = dict.fromkeys(("legalbench", "lawbench", "mmlu_law", "cmmlu_law"))
-    file = folder / "law.yml"
-    content = {"include_path": str(benchmarks.parent / "tasks"), "domains": {"law": shipped | more}}
-    file.write_text(json.dumps(content))
-    return file
+def test_a_mean_counts_the_benchmarks_as_they_are_defined_now(workspace, benchmarks, tmp_path):
+    model, file = workspace / "model", tmp_path / "versatune" / "evaluation.json"
+    first, _, _ = evaluated(model, law_of(tmp_path, benchmarks, **ALL_OF_LAW), tmp_path, limit=None)
+    law = first.domains["law"]
+    assert (list(law.tasks), law.num_benchmarks, law.of) == (["words", "other"], 2, 3)
+    words, other = law.tasks.values()
+    assert law.score == pytest.approx((words.score + other.score) / 2)
+    assert law.stderr == pytest.approx((words.stderr**2 + other.stderr**2) ** 0.5 / 2)
+    assert tables.format_evaluation(first).splitlines()[1].split()[:5] == ["law", "mean", "of", "2", "of"]
 
+    renamed = {**ALL_OF_LAW, "words": {**ALL_OF_LAW["words"], "title": "Words of law"}, "other": None}
+    second, _, said = evaluated(model, law_of(tmp_path, benchmarks, **renamed), tmp_path, limit=None)
+    assert [line.split(":")[0] for line in said] == ["law / other"]
+    law = second.domains["law"]
+    assert (law.score, law.num_benchmarks, law.of) == (words.score, 1, 2)
+    assert law.tasks == {"words": words.model_copy(update={"title": "Words of law"})}
+    assert Evaluation.read(file) == second
 
-ALL_OF_LAW = {
-    "words": {"tasks": "law_words", "metric": "acc"},
-    "other": {"tasks": "medicine_words", "metric": "acc", "num_fewshot": 2},
-    "gone": {"title": "Gone", "missing": "nobody has it"},
-    "near": {"tasks": "code_words", "metric": "acc", "instead_of": "gone"},
-}
-
-
-def test_a_mean_counts_the_benchmarks_defined_now_and_never_those_that_stand_in(workspace, benchmarks, tmp_path):
-    model = workspace / "model"
-    document, _, _ = evaluated(model, law_of(tmp_path, benchmarks, **ALL_OF_LAW), tmp_path, nearest=True, limit=None)
-    law = document["domains"]["law"]
-    assert list(law["tasks"]) == ["words", "other", "near"]
-    assert [task["stand_in_for"] for task in law["tasks"].values()] == [None, None, "Gone"]
-    assert (law["num_benchmarks"], law["of"]) == (2, 3)
-    scores, errors = ([task[key] for task in law["tasks"].values()] for key in ("score", "stderr"))
-    assert scores[2] != pytest.approx(sum(scores[:2]) / 2)
-    assert law["score"] == pytest.approx(sum(scores[:2]) / 2)
-    assert law["stderr"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2)
-    table = tables.format_evaluation(document).splitlines()
-    assert table[1].split()[:5] == ["law", "mean", "of", "2", "of"]
-    assert table[4].split("  ")[1] == "near (not in the mean; for Gone)"
-
-    fewer = {**ALL_OF_LAW, "other": None}
-    document, _, said = evaluated(model, law_of(tmp_path, benchmarks, **fewer), tmp_path, limit=None)
-    assert said == ["law / other: is not among the benchmarks any more, so its earlier result is dropped"]
-    law = document["domains"]["law"]
-    assert (law["score"], law["num_benchmarks"], law["of"]) == (scores[0], 1, 2)
-    assert list(law["tasks"]) == ["words", "near"]
-
-    document, _, _ = evaluated(model, law_of(tmp_path, benchmarks, **{**fewer, "words": None}), tmp_path, limit=None)
-    law = document["domains"]["law"]
-    assert (law["score"], law["stderr"], law["num_benchmarks"], law["of"]) == (None, None, 0, 1)
-    assert "mean of 0 of 1" in tables.format_evaluation(document)
+    more_shots = {**renamed, "words": {**ALL_OF_LAW["words"], "num_fewshot": 2}}
+    third, _, said = evaluated(model, law_of(tmp_path, benchmarks, **more_shots), tmp_path, limit=None)
+    assert "evaluating law / words: law_words" in said
+    assert third.domains["law"].tasks["words"].num_fewshot == 2
 
 
 def test_a_domain_without_benchmarks_is_named(workspace, benchmarks, tmp_path):
     document, _, said = evaluated(workspace / "model", law_of(tmp_path, benchmarks), tmp_path)
     assert said == ["law: has no benchmark (null took them away, or none was given)"]
-    assert document["domains"] == {}
+    assert document.domains == {}
 
 
 def test_a_refresh_that_fails_loses_nothing(workspace, tmp_path):
@@ -276,20 +186,18 @@ def test_a_refresh_that_fails_loses_nothing(workspace, tmp_path):
     evaluated(model, file, tmp_path, limit=2)
     rows = own.parent / "law.jsonl"
     rows.rename(own.parent / "away.jsonl")
-    before = read_document(written, "versatune/evaluation")["domains"]["law"]["tasks"]
+    before = Evaluation.read(written).domains["law"].tasks
     document, failed, said = evaluated(model, file, tmp_path, limit=2, refresh=True)
     assert failed == ["law / words"]
-    assert any(line.startswith("law / words keeps its earlier result; failed: the data of law_words") for line in said)
-    assert document["domains"]["law"]["tasks"]["words"] == before["words"]
-    assert document["left_out"] == []
+    assert any(line.startswith("law / words keeps its earlier result: failed: the data of law_words") for line in said)
+    assert document.domains["law"].tasks["words"] == before["words"]
+    assert document.left_out == []
 
     (own.parent / "medicine.jsonl").rename(own.parent / "away_too.jsonl")
     unchanged = written.read_bytes()
     document, failed, said = evaluated(model, file, tmp_path, limit=3, refresh=True)
-    assert said[0] == (
-        "the first new result replaces all that do not go with it (limit 2, now 3): law / words, law / other"
-    )
-    assert (document["domains"], len(failed)) == ({}, 2)
+    assert said[0].endswith("which do not go with it (limit 2, now 3)")
+    assert (document.domains, len(failed)) == ({}, 2)
     assert written.read_bytes() == unchanged
 
 
@@ -308,10 +216,10 @@ def test_prompts_get_the_chat_template_when_asked_for(workspace, benchmarks, tmp
     prompts, real = [], HFLM.apply_chat_template
     monkeypatch.setattr(HFLM, "apply_chat_template", lambda *a, **k: prompts.append(real(*a, **k)) or prompts[-1])
     document, failed, _ = evaluated(model, benchmarks, tmp_path, **options)
-    assert (document["chat_template"], failed) == (True, [])
+    assert (document.chat_template, failed) == (True, [])
     assert prompts
     assert all(prompt.startswith("[user] Repeat: ") for prompt in prompts)
-    with pytest.raises(ValueError, match="made with --chat-template"):
+    with pytest.raises(ValueError, match="chat template True, now False"):
         evaluated(model, benchmarks, tmp_path, **options | {"chat_template": False})
 
 
@@ -338,33 +246,14 @@ def test_results_of_another_limit_or_model_are_not_mixed_and_not_lost(workspace,
     assert (folder / "versatune" / "evaluation.json").read_bytes() == before
 
 
-def test_a_benchmark_that_is_defined_otherwise_is_evaluated_anew(workspace, benchmarks, tmp_path):
-    file = tmp_path / "mine.yml"
-    text = "include_path: {}\ndomains: {{tools: {{words: {{tasks: code_words, metric: acc{}}}}}}}"
-
-    def said_with(more):
-        file.write_text(text.format(benchmarks.parent / "tasks", more))
-        return evaluated(workspace / "model", file, tmp_path)
-
-    first, _, _ = said_with("")
-    again, _, said = said_with(", title: Words of code")
-    assert said == []
-    was, now = (document["domains"]["tools"]["tasks"]["words"] for document in (first, again))
-    assert now == was | {"title": "Words of code"}
-    document, _, said = said_with(", num_fewshot: 2")
-    assert said[0] == "tools / words: its definition has changed, so its earlier result is dropped"
-    assert "evaluating tools / words: code_words" in said
-    assert document["domains"]["tools"]["tasks"]["words"]["num_fewshot"] == 2
-
-
 def test_refresh_runs_again_what_has_a_result_and_forgets_what_does_not_fit(workspace, benchmarks, tmp_path):
     options = {"domains": ("tools",), "limit": 2}
     evaluated(workspace / "model", benchmarks, tmp_path, **options)
     _, _, said = evaluated(workspace / "model", benchmarks, tmp_path, **options, refresh=True)
     assert "evaluating tools / words: code_words" in said
     document, _, said = evaluated(workspace / "model", benchmarks, tmp_path, domains=("tools",), limit=3, refresh=True)
-    assert said[0] == "the first new result replaces all that do not go with it (limit 2, now 3): tools / words"
-    assert (document["limit"], document["domains"]["tools"]["tasks"]["words"]["num_samples"]) == (3, 3)
+    assert said[0].endswith("which do not go with it (limit 2, now 3)")
+    assert (document.limit, document.domains["tools"].tasks["words"].num_samples) == (3, 3)
 
 
 def lora(workspace, folder):
@@ -389,9 +278,9 @@ def test_an_adapter_is_applied_to_its_base_model(workspace, benchmarks, tmp_path
     model = harness.load_model(find_target(str(folder)), device="cpu", batch_size="2", trust_remote_code=False)
     assert isinstance(model.model, PeftModel)
     document, _, _ = evaluated(folder, benchmarks, None, domains=("tools",))
-    assert read_document(folder / "versatune" / "evaluation.json", "versatune/evaluation")["step"] == 5
-    assert document["model"]["base_model"] == str(workspace / "model")
-    assert "words" in document["domains"]["tools"]["tasks"]
+    assert Evaluation.read(folder / "versatune" / "evaluation.json").step == 5
+    assert document.model.base_model == str(workspace / "model")
+    assert "words" in document.domains["tools"].tasks
 
 
 def test_a_device_that_is_not_there_is_an_error_not_another_device(workspace, benchmarks, tmp_path):
@@ -411,7 +300,7 @@ def test_the_command_lists_what_there_is_without_a_model(benchmarks):
     listed = CliRunner().invoke(cli.main, ["evaluate", "--list", "--domains", "law", "--domains", "code"])
     assert listed.exit_code == 0
     assert "legalbench: LegalBench\n    missing: " in listed.output
-    assert "jurisprudence; acc; 0 shots (the task's default)\n    with --nearest only, for LegalBench" in listed.output
+    assert "nearest are mmlu_professional_law" in listed.output
     assert "mbpp; pass_at_1; 3 shots (the task's default)\n    executes code" in listed.output
     assert "medqa" not in listed.output
     own = CliRunner().invoke(cli.main, ["evaluate", "--list", "--tasks", str(benchmarks)])

@@ -533,14 +533,6 @@ def test_other_benchmarks_and_domains_have_no_difference():
     assert any("has a score where base has none (art)" in warning for warning in shown.warnings)
 
 
-def test_a_lower_score_is_better_where_the_benchmark_says_so():
-    scores = {"law": 9.0}, {"law": 8.0}
-    shown = score_section(*(evaluated(n, s, higher_is_better=False) for n, s in zip("ab", scores, strict=True)))
-    cell = shown.parts[0].rows[1][1]
-    assert (cell.text, cell.tone) == ("8.000 (-1.000)*", "better")
-    assert "lower is better" in shown.parts[1].rows[0][0]
-
-
 def test_a_run_that_was_not_evaluated_is_named_and_its_losses_are_shown():
     base = evaluated("base", {"law": 0.4, "code": 0.2})
     trained = make_run("uni")
@@ -551,15 +543,6 @@ def test_a_run_that_was_not_evaluated_is_named_and_its_losses_are_shown():
     ]
     assert rows_of(section(sections, "Losses at the end").parts[0])["other"][0] == "3.000 (-0.200)*"
     assert "without a readable history: base" in sections[0].warnings
-
-
-def test_what_stands_in_for_a_benchmark_is_named_and_keeps_no_scores_apart():
-    nearest = evaluated("nearest", {"law": 0.5})
-    stand_in = {"title": "MMLU law", "metric": "acc", "score": 0.3, "stand_in_for": "LawBench"}
-    nearest.evaluations[None]["domains"]["law"]["tasks"]["mmlu_law"] = stand_in
-    shown = score_section(evaluated("base", {"law": 0.4}), nearest)
-    assert rows_of(shown.parts[0])["nearest"] == ["0.500 (+0.100)*"]
-    assert "law: MMLU law (acc) (for LawBench, not in the mean)" in rows_of(shown.parts[1])
 
 
 def test_scores_with_and_without_a_chat_template_are_not_compared():

@@ -238,7 +238,6 @@ def score(results: Mapping, tasks: Sequence[str], benchmark: Benchmark) -> dict:
         "stderr": stderr,
         "num_fewshot": shots.pop() if len(shots) == 1 else None,
         "num_samples": sum(rows),
-        "higher_is_better": True,
     }
 
 

@@ -1,129 +1,151 @@
-"""evaluation.json while it grows: results by domain and benchmark, their means, and why others are missing."""
+"""evaluation.json: results by domain and benchmark, their means, and why others are missing."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import Field
 
 from versatune_plugin.evaluation import harness
-from versatune_plugin.evaluation.suite import Suite
-from versatune_plugin.files.documents import read_document, write_document
-
-SCHEMA = "versatune/evaluation"
+from versatune_plugin.evaluation.suite import Benchmark
+from versatune_plugin.files.documents import Document, Part
 
 
-@dataclass
-class Evaluation:
-    """The content of evaluation.json."""
+class Result(Part):
+    """The score of one benchmark, and how it was measured."""
 
-    file: Path
-    model: dict
-    step: int | None
-    limit: int | None
-    chat_template: bool
+    title: str
+    definition: dict[str, Any]
+    """See `Benchmark.definition`."""
+    metric: str
+    """As the harness calls it, with the filter where there is one."""
+    score: float
+    """In [0, 1], higher is better."""
+    stderr: float | None
+    """None where it is not known."""
+    num_fewshot: int | None
+    """Solved examples in a prompt; None where tasks differ."""
+    num_samples: int
+    """Rows."""
+    harness_tasks: list[str]
+    batch_size: str
+    dtype: str
+    """Of the weights."""
+    trust_remote_code: bool
+    seconds: float
+
+
+class DomainResult(Part):
+    """The mean over a domain's benchmarks, as far as they have been run."""
+
+    score: float
+    stderr: float | None
+    num_benchmarks: int
+    """Benchmarks with a result."""
+    of: int
+    """All benchmarks of the domain."""
+    tasks: dict[str, Result]
+    """By benchmark."""
+
+    @classmethod
+    def mean(cls, tasks: dict[str, Result], of: int) -> Self:
+        """Each benchmark counts the same (arXiv 2411.11266, section 5.1); there is at least one."""
+        scores, stderrs = [task.score for task in tasks.values()], [task.stderr for task in tasks.values()]
+        score, stderr = harness.weighted_mean(scores, stderrs, [1] * len(tasks))
+        return cls(score=score, stderr=stderr, num_benchmarks=len(tasks), of=of, tasks=tasks)
+
+
+class LeftOut(Part):
+    """A benchmark without a result."""
+
+    domain: str
+    task: str
+    reason: str
+
+
+class EvaluatedModel(Part):
+    """What was evaluated; see `Target`."""
+
+    name: str
+    fingerprint: str | None
+    base_model: str | None
+
+
+class HarnessRelease(Part):
+    """What evaluated it."""
+
+    name: str
     version: str
-    results: dict[str, dict[str, dict]] = field(default_factory=dict)
-    """By domain and benchmark."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """By domain: how many benchmarks it has, without those that stand in for another."""
-    left_out: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Why, by domain and benchmark."""
-    unfit: bool = False
-    """Whether the file holds results that do not go with these; it is left alone while there are none of these."""
 
-    def document(self) -> dict:
-        """As it is written, without schema and version."""
-        every = [task for tasks in self.results.values() for task in tasks.values()]
-        return {
-            "model": self.model,
-            "step": self.step,
-            "domains": {domain: _domain(tasks, self.sizes[domain]) for domain, tasks in self.results.items() if tasks},
-            "left_out": [
-                {"domain": domain, "task": name, "reason": reason} for (domain, name), reason in self.left_out.items()
-            ],
-            "limit": self.limit,
-            "chat_template": self.chat_template,
-            "harness": {"name": harness.NAME, "version": self.version},
-            "seconds": round(sum(task["seconds"] for task in every), 3),
+
+class Evaluation(Document):
+    """The content of evaluation.json; all results are of the same model, limit, prompt format and harness."""
+
+    SCHEMA: ClassVar[str] = "versatune/evaluation"
+
+    model: EvaluatedModel
+    step: int | None
+    """The optimizer step, of a checkpoint."""
+    domains: dict[str, DomainResult] = Field(default_factory=dict)
+    """Those with a result."""
+    left_out: list[LeftOut] = Field(default_factory=list)
+    limit: int | None
+    """Rows per task; None: all."""
+    chat_template: bool
+    harness: HarnessRelease
+    seconds: float = 0.0
+    """Of all benchmarks together."""
+
+    def differences(self, other: Self) -> list[str]:
+        """Why the results of another evaluation do not go with these, in words; empty: they do."""
+        facts = {
+            "model fingerprint": (other.model.fingerprint, self.model.fingerprint),
+            "harness version": (other.harness.version, self.harness.version),
+            "limit": (other.limit, self.limit),
+            "chat template": (other.chat_template, self.chat_template),
         }
+        unknown = {"model fingerprint"} if self.model.fingerprint is None else set()
+        return [f"{name} {was}, now {now}" for name, (was, now) in facts.items() if was != now or name in unknown]
 
-    def write(self) -> None:
-        """Replace the file as a whole, unless that would lose results and give none."""
-        if any(self.results.values()):
-            self.unfit = False
-        if not self.unfit:
-            write_document(self.file, SCHEMA, self.document())
+    def tasks(self, domain: str) -> dict[str, Result]:
+        """The results of a domain, by benchmark."""
+        return dict(self.domains[domain].tasks) if domain in self.domains else {}
 
-    def go_on(self, refresh: bool, say: Callable[[str], None]) -> None:
-        """Take over the results in the file, where they go with these.
+    def keep(self, domain: str, benchmarks: Mapping[str, Benchmark]) -> list[str]:
+        """Keep of a domain the results of its benchmarks as they are defined now; returns the names of the others."""
+        tasks = self.tasks(domain)
+        kept = {
+            name: tasks[name].model_copy(update={"title": benchmark.title or name})
+            for name, benchmark in benchmarks.items()
+            if name in tasks and tasks[name].definition == benchmark.definition
+        }
+        self._set(domain, kept, len(benchmarks))
+        self.left_out = [one for one in self.left_out if one.domain != domain]
+        return [name for name in tasks if name not in kept]
+
+    def add(self, domain: str, name: str, result: Result, of: int) -> None:
+        """Put in a benchmark's result.
 
         Args:
-            refresh: Whether results that do not are to be replaced, as soon as there is one of these.
-            say: Gets a line that names those.
-
-        Raises:
-            ValueError: They are of another model, limit or release of the harness or with another use of the chat
-                template, and not to be replaced; or the file is not such a document.
+            domain: Its domain.
+            name: Of the benchmark.
+            result: Takes the place of an earlier one.
+            of: How many benchmarks the domain has.
         """
-        if not self.file.exists():
-            return
-        old = read_document(self.file, SCHEMA)
-        differing = self._differences(old)
-        if not differing:
-            self.results = {domain: dict(part["tasks"]) for domain, part in old["domains"].items()}
-            self.sizes = {domain: part["of"] for domain, part in old["domains"].items()}
-            self.left_out = {(one["domain"], one["task"]): one["reason"] for one in old["left_out"]}
-        elif not refresh:
-            raise ValueError(
-                f"{self.file} holds results that do not go with these ({'; '.join(differing)}): name another folder "
-                "with --output, or replace them with --refresh"
-            )
-        elif names := [f"{domain} / {name}" for domain, part in old["domains"].items() for name in part["tasks"]]:
-            self.unfit = True
-            why = "; ".join(differing)
-            say(f"the first new result replaces all that do not go with it ({why}): {', '.join(names)}")
+        self._set(domain, self.tasks(domain) | {name: result}, of)
+        self._forget(domain, name)
 
-    def _differences(self, old: dict) -> list[str]:
-        new = self.document()
-        found = [
-            f"{key} {fact} {old[key][fact]}, now {new[key][fact]}"
-            for key, fact in (("model", "fingerprint"), ("harness", "version"))
-            if old[key][fact] != new[key][fact] or new[key][fact] is None
-        ]
-        if old["limit"] != self.limit:
-            found.append(f"limit {old['limit']}, now {self.limit}")
-        if old.get("chat_template") != self.chat_template:
-            found.append(f"made {'with' if old.get('chat_template') else 'without'} --chat-template")
-        return found
+    def leave_out(self, domain: str, name: str, reason: str) -> None:
+        """Say why a benchmark has no result."""
+        self._forget(domain, name)
+        self.left_out.append(LeftOut(domain=domain, task=name, reason=reason))
 
-    def adopt(self, suite: Suite, domain: str, say: Callable[[str], None]) -> None:
-        """Keep of a domain's results those that are of the benchmarks as the suite defines them now."""
-        benchmarks = suite.domains[domain]
-        if not benchmarks:
-            say(f"{domain}: has no benchmark (null took them away, or none was given)")
-        kept = {}
-        for name, result in self.results.get(domain, {}).items():
-            if name not in benchmarks:
-                say(f"{domain} / {name}: is not among the benchmarks any more, so its earlier result is dropped")
-            elif result["definition"] != suite.definition(domain, name):
-                say(f"{domain} / {name}: its definition has changed, so its earlier result is dropped")
-            else:
-                kept[name] = result | suite.labels(domain, name)
-        self.results[domain] = kept
-        self.sizes[domain] = sum(benchmark.instead_of is None for benchmark in benchmarks.values())
-        self.left_out = {where: why for where, why in self.left_out.items() if where[0] != domain}
+    def _set(self, domain: str, tasks: dict[str, Result], of: int) -> None:
+        if tasks:
+            self.domains[domain] = DomainResult.mean(tasks, of)
+        else:
+            self.domains.pop(domain, None)
+        every = [task for one in self.domains.values() for task in one.tasks.values()]
+        self.seconds = round(sum(task.seconds for task in every), 3)
 
-    def has(self, domain: str, name: str) -> bool:
-        """Whether a benchmark has a result."""
-        return name in self.results.get(domain, {})
-
-
-def _domain(tasks: dict[str, dict], size: int) -> dict:
-    """The mean of a domain's own benchmarks, each counting the same (arXiv 2411.11266, section 5.1); None of none."""
-    own = [task for task in tasks.values() if task["stand_in_for"] is None]
-    score, stderr = None, None
-    if own:
-        score, stderr = harness.weighted_mean(
-            [task["score"] for task in own], [task["stderr"] for task in own], [1] * len(own)
-        )
-    ordered = sorted(tasks.items(), key=lambda item: item[1]["stand_in_for"] is not None)
-    return {"score": score, "stderr": stderr, "num_benchmarks": len(own), "of": size, "tasks": dict(ordered)}
+    def _forget(self, domain: str, name: str) -> None:
+        self.left_out = [one for one in self.left_out if (one.domain, one.task) != (domain, name)]

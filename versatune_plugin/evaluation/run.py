@@ -3,13 +3,13 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 from versatune_plugin.evaluation import harness
-from versatune_plugin.evaluation.results import Evaluation
+from versatune_plugin.evaluation.results import EvaluatedModel, Evaluation, HarnessRelease, Result
 from versatune_plugin.evaluation.suite import Benchmark, Suite, read_suite
 from versatune_plugin.evaluation.tables import format_benchmarks
 from versatune_plugin.evaluation.target import Target, find_target
@@ -32,8 +32,6 @@ class Options:
     """Such as cuda:0; None: the accelerator if there is one, else the CPU."""
     chat_template: bool = False
     """Whether prompts are put into the model's chat template."""
-    nearest: bool = False
-    """Whether what comes nearest to a missing benchmark is run, under its own name."""
     run_model_code: bool = False
     """Whether code that the model writes may be executed."""
     trust_remote_code: bool = False
@@ -55,7 +53,7 @@ def evaluate(
     base: str | None = None,
     options: Options | None = None,
     say: Callable[[str], None] = logger.info,
-) -> tuple[Path, dict, list[str]]:
+) -> tuple[Path, Evaluation, list[str]]:
     """Run the benchmarks of domains on a model; results that are there and fit are kept.
 
     Args:
@@ -68,7 +66,7 @@ def evaluate(
         say: Gets a line for each benchmark.
 
     Returns:
-        The file, its document, and the benchmarks that failed, each as "domain / benchmark".
+        The file, what is in it once there is a result, and the benchmarks that failed, each as "domain / benchmark".
 
     Raises:
         ImportError: The harness is not installed.
@@ -82,20 +80,60 @@ def evaluate(
     folder = output or target.folder
     if folder is None:
         raise ValueError(f"{model} is on a hub: name a folder for the results with --output")
+    file = folder / FILE
     manager = _manager(suite, chosen)
     the_model = cache(partial(_load_model, target, options, say))
     if target.fingerprint() is None:
         the_model()  # a hub model has a fingerprint once it is in the cache
-    facts = target.description(), target.step, options.limit, options.chat_template, harness.harness_version()
-    evaluation = Evaluation(folder / FILE, *facts)
-    evaluation.go_on(options.refresh, say)
-    for domain in chosen:
-        evaluation.adopt(suite, domain, say)
-    pending = _plan(evaluation, suite, chosen, options, say)
-    evaluation.write()
-    run = partial(_run, manager, the_model, options)
-    failed = [f"{d} / {n}" for d, n in pending if not _evaluated(evaluation, suite, d, n, run, say)]
-    return evaluation.file, evaluation.document(), failed
+    evaluation = _begin(file, target, options, say)
+    pending, failed = _plan(evaluation, suite, chosen, options, say), []
+    _write(evaluation, file)
+    for domain, name, benchmark in pending:
+        say(f"evaluating {domain} / {name}: {_some(benchmark.tasks)}")
+        try:
+            result = _run(manager, the_model, options, name, benchmark)
+        except harness.LeftOutError as error:
+            _leave_out(evaluation, domain, name, str(error), say)
+            if isinstance(error, _FailedError):
+                failed.append(f"{domain} / {name}")
+        else:
+            evaluation.add(domain, name, result, of=len(suite.domains[domain]))
+        _write(evaluation, file)
+    return file, evaluation, failed
+
+
+def _begin(file: Path, target: Target, options: Options, say: Callable[[str], None]) -> Evaluation:
+    """An evaluation with the results that are in the file, or without any where they are to be replaced.
+
+    Raises:
+        ValueError: The results there do not go with these and are not to be replaced.
+    """
+    evaluation = Evaluation(
+        model=EvaluatedModel(**target.description()),
+        step=target.step,
+        limit=options.limit,
+        chat_template=options.chat_template,
+        harness=HarnessRelease(name=harness.NAME, version=harness.harness_version()),
+    )
+    if not file.exists():
+        return evaluation
+    earlier = Evaluation.read(file)
+    differing = "; ".join(evaluation.differences(earlier))
+    if not differing:
+        return evaluation.model_copy(update={key: getattr(earlier, key) for key in ("domains", "left_out", "seconds")})
+    if not options.refresh:
+        raise ValueError(
+            f"{file} holds results that do not go with these ({differing}): name another folder with --output, or "
+            "replace them with --refresh"
+        )
+    say(f"the first new result replaces those in {file}, which do not go with it ({differing})")
+    return evaluation
+
+
+def _write(evaluation: Evaluation, file: Path) -> None:
+    """Write the file once there is a result: until then it keeps what it has."""
+    if evaluation.domains:
+        evaluation.write(file)
 
 
 def list_benchmarks(domains: Sequence[str] = (), tasks_file: Path | None = None) -> str:
@@ -113,7 +151,12 @@ def list_benchmarks(domains: Sequence[str] = (), tasks_file: Path | None = None)
 def _manager(suite: Suite, chosen: Sequence[str]):
     """The harness's index of tasks, which has those of the chosen domains."""
     manager = harness.task_manager(suite.include_path)
-    harness.check_names(manager, {f"domains.{d}.{n}.tasks": b.tasks for d, n, b in _each(suite, chosen)})
+    tasks = {
+        f"domains.{domain}.{name}.tasks": benchmark.tasks
+        for domain in chosen
+        for name, benchmark in suite.domains[domain].items()
+    }
+    harness.check_names(manager, tasks)
     return manager
 
 
@@ -123,65 +166,49 @@ def _load_model(target: Target, options: Options, say: Callable[[str], None]):
     return harness.load_model(target, **how)
 
 
-def _each(suite: Suite, chosen: Sequence[str]) -> Iterator[tuple[str, str, Benchmark]]:
-    for domain in chosen:
-        for name, benchmark in suite.domains[domain].items():
-            yield domain, name, benchmark
-
-
-def _plan(evaluation: Evaluation, suite: Suite, chosen, options: Options, say) -> list[tuple[str, str]]:
-    """What is to be run, by domain and benchmark; what is not is noted in the evaluation."""
+def _plan(
+    evaluation: Evaluation, suite: Suite, chosen: Sequence[str], options: Options, say: Callable[[str], None]
+) -> list[tuple[str, str, Benchmark]]:
+    """What is to be run: domain, name and benchmark; what is not is noted in the evaluation."""
     pending = []
-    for domain, name, benchmark in _each(suite, chosen):
-        done = evaluation.has(domain, name)
-        if (done and not options.refresh) or (benchmark.instead_of and not options.nearest):
-            continue
-        reason = benchmark.missing and benchmark.missing + _stand_ins(name, suite.domains[domain], options.nearest)
-        if benchmark.runs_code and not options.run_model_code:
-            reason = harness.CODE_FLAG
-        if reason is None:
-            pending.append((domain, name))
-        elif done:
-            say(f"{domain} / {name} keeps its earlier result; {reason}")
-        if not done:
-            evaluation.left_out[domain, name] = reason or NOT_YET
+    for domain in chosen:
+        if not suite.domains[domain]:
+            say(f"{domain}: has no benchmark (null took them away, or none was given)")
+        for name in evaluation.keep(domain, suite.domains[domain]):
+            say(f"{domain} / {name}: its definition has changed, so its earlier result is dropped")
+        done = evaluation.tasks(domain)
+        for name, benchmark in suite.domains[domain].items():
+            if name in done and not options.refresh:
+                continue
+            reason = benchmark.missing
+            if benchmark.runs_code and not options.run_model_code:
+                reason = harness.CODE_FLAG
+            if reason is None:
+                pending.append((domain, name, benchmark))
+            if name not in done:
+                evaluation.leave_out(domain, name, reason or NOT_YET)
+            elif reason is not None:
+                say(f"{domain} / {name} keeps its earlier result: {reason}")
     return pending
 
 
-def _stand_ins(missing: str, benchmarks, nearest: bool) -> str:
-    """What comes nearest to a missing benchmark."""
-    titles = [benchmark.title or name for name, benchmark in benchmarks.items() if benchmark.instead_of == missing]
-    return f"; {'run in its place' if nearest else '--nearest runs'}: {', '.join(titles)}" if titles else ""
-
-
-def _evaluated(evaluation: Evaluation, suite: Suite, domain: str, name: str, run: Callable, say) -> bool:
-    """Run one benchmark and write what came of it; False where it failed."""
-    benchmark = suite.domains[domain][name]
-    say(f"evaluating {domain} / {name}: {_some(benchmark.tasks)}")
-    try:
-        result = run(benchmark)
-    except (harness.LeftOutError, _FailedError) as error:
-        failed = isinstance(error, _FailedError)
-        reason = f"failed: {error}" if failed else str(error)
-        if evaluation.has(domain, name):
-            say(f"{domain} / {name} keeps its earlier result; {reason}")
-        else:
-            say(f"{domain} / {name} {reason if failed else f'is left out: {reason}'}")
-            evaluation.left_out[domain, name] = reason
+def _leave_out(evaluation: Evaluation, domain: str, name: str, reason: str, say: Callable[[str], None]) -> None:
+    """Note why a benchmark has no new result."""
+    if name in evaluation.tasks(domain):
+        say(f"{domain} / {name} keeps its earlier result: {reason}")
     else:
-        failed = False
-        facts = {**suite.labels(domain, name), "definition": suite.definition(domain, name)}
-        evaluation.results[domain][name] = facts | result
-        evaluation.left_out.pop((domain, name), None)
-    evaluation.write()
-    return not failed
+        say(f"{domain} / {name}: {reason}")
+        evaluation.leave_out(domain, name, reason)
 
 
-class _FailedError(Exception):
+class _FailedError(harness.LeftOutError):
     """One benchmark cannot be evaluated; others can."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"failed: {reason}")
 
-def _run(manager, the_model: Callable, options: Options, benchmark: Benchmark) -> dict:
+
+def _run(manager, the_model: Callable, options: Options, name: str, benchmark: Benchmark) -> Result:
     """The result of one benchmark; whatever goes wrong in it must not take the others with it."""
     with harness.code_allowed(options.run_model_code):
         tasks = _load(manager, benchmark)
@@ -198,16 +225,19 @@ def _run(manager, the_model: Callable, options: Options, benchmark: Benchmark) -
             logger.warning("this benchmark failed within the harness:", exc_info=True)
             raise _FailedError(f"{type(error).__name__}: {_line(error)}{_hint(error)}") from error
     try:
-        result = harness.score(results, list(tasks), benchmark)
+        score = harness.score(results, list(tasks), benchmark)
     except ValueError as error:
         raise _FailedError(_line(error)) from error
-    return result | {
-        "harness_tasks": list(tasks),
-        "batch_size": options.batch_size,
-        "dtype": harness.dtype(model),
-        "trust_remote_code": options.trust_remote_code,
-        "seconds": round(time.monotonic() - started, 3),
-    }
+    return Result(
+        title=benchmark.title or name,
+        definition=benchmark.definition,
+        **score,
+        harness_tasks=list(tasks),
+        batch_size=options.batch_size,
+        dtype=harness.dtype(model),
+        trust_remote_code=options.trust_remote_code,
+        seconds=round(time.monotonic() - started, 3),
+    )
 
 
 def _hint(error: Exception) -> str:

@@ -1,9 +1,7 @@
 """Which benchmarks measure a domain: the shipped benchmarks.yml, and a file of the user's own over it."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +12,6 @@ from versatune_plugin.config.blocks import Block, Problem, readable
 from versatune_plugin.domains import check_domain_names, nearest
 
 SHIPPED = Path(__file__).with_name("benchmarks.yml")
-TASK_FILE_SUFFIXES = (".yaml", ".yml", ".py")
 
 
 class Benchmark(Block):
@@ -31,16 +28,16 @@ class Benchmark(Block):
     num_fewshot: int | None = Field(None, ge=0, description="Solved examples in a prompt. Default: each task's own.")
     runs_code: bool = Field(False, description="Whether it executes code that the model writes.")
     missing: str | None = Field(None, description="Why it cannot be run; instead of `tasks`.")
-    instead_of: str | None = Field(
-        None,
-        description="The missing benchmark of this domain that it comes nearest to; run with --nearest only, and never "
-        "in the mean.",
-    )
 
     @field_validator("tasks", mode="before")
     @classmethod
     def _one_or_several(cls, given):
         return [given] if isinstance(given, str) else given
+
+    @property
+    def definition(self) -> dict:
+        """All that changes its score, as far as this file says it."""
+        return self.model_dump(exclude={"title"}, exclude_defaults=True)
 
     def problems(self) -> list[Problem]:
         """Contradictions between keys that are valid one by one."""
@@ -76,8 +73,8 @@ class Suite:
     """Benchmarks by domain and name, in order."""
 
     domains: Mapping[str, Mapping[str, Benchmark]]
-    own: Mapping[str, Mapping[str, Benchmark | None]] = field(default_factory=dict)
-    """What the user's file says, likewise."""
+    own: Sequence[str] = ()
+    """Domains of the user's file."""
     include_path: Path | None = None
 
     def choose(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -93,28 +90,6 @@ class Suite:
                 raise ValueError(f"--domains: there is no domain {name!r}{nearest(name, [*self.domains, 'all'])}")
         return tuple(dict.fromkeys(names or self.own))
 
-    def labels(self, domain: str, name: str) -> dict[str, str | None]:
-        """What people call a benchmark, and the missing one that it stands in for."""
-        benchmarks = self.domains[domain]
-        instead = benchmarks[name].instead_of
-        return {
-            "title": benchmarks[name].title or name,
-            "stand_in_for": None if instead is None else benchmarks[instead].title or instead,
-        }
-
-    def definition(self, domain: str, name: str) -> str:
-        """Changes with whatever changes the benchmark's score, as far as it is written in YAML and Python files.
-
-        Of the user's benchmarks that is every task file in their folder; data files are not read.
-        """
-        facts = self.domains[domain][name].model_dump(exclude={"title", "instead_of"}, exclude_defaults=True)
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        if self.include_path is not None and name in self.own.get(domain, {}):
-            for file in sorted(self.include_path.rglob("*")):
-                if file.suffix in TASK_FILE_SUFFIXES and file.is_file():
-                    digest.update(f"{file.relative_to(self.include_path)}\n".encode() + file.read_bytes())
-        return digest.hexdigest()[:16]
-
 
 def read_suite(own: Path | None = None) -> Suite:
     """The shipped benchmarks, with those of the user's file added or put in their place.
@@ -129,21 +104,12 @@ def read_suite(own: Path | None = None) -> Suite:
     for domain, benchmarks in given.domains.items():
         merged = domains.get(domain, {}) | benchmarks
         domains[domain] = {name: benchmark for name, benchmark in merged.items() if benchmark is not None}
-    _check_stand_ins(own, domains)
     folder = None
     if given.include_path is not None:
         folder = (own.parent / given.include_path).resolve()
         if not folder.is_dir():
             raise ValueError(f"{own}: include_path: there is no folder {folder}")
-    return Suite(domains, given.domains, folder)
-
-
-def _check_stand_ins(file: Path, domains: Mapping[str, Mapping[str, Benchmark]]) -> None:
-    for domain, benchmarks in domains.items():
-        for name, benchmark in benchmarks.items():
-            if benchmark.instead_of is not None and benchmark.instead_of not in benchmarks:
-                where = f"{file}: domains.{domain}.{name}.instead_of"
-                raise ValueError(f"{where}: there is no benchmark {benchmark.instead_of!r} in {domain!r}")
+    return Suite(domains, tuple(given.domains), folder)
 
 
 def _read(file: Path) -> TaskFile:

@@ -2,36 +2,31 @@
 
 from collections.abc import Callable, Sequence
 
+from versatune_plugin.evaluation.results import DomainResult, Evaluation, Result
 from versatune_plugin.evaluation.suite import Benchmark, Suite
 from versatune_plugin.tables import aligned
 
 
-def format_evaluation(document: dict) -> str:
+def format_evaluation(evaluation: Evaluation) -> str:
     """Domains and benchmarks as a table, what was left out, and what the results say of themselves."""
     table = [["", "metric", "shots", "rows", "score", "+-"]]
-    for domain, part in document["domains"].items():
-        table.append([domain, _mean(part), "", "", *_numbers(part)])
-        for task in part["tasks"].values():
-            shots = "mixed" if task["num_fewshot"] is None else str(task["num_fewshot"])
-            instead = f" (not in the mean; for {task['stand_in_for']})" if task["stand_in_for"] else ""
-            name = f"  {task['title']}{instead}"
-            table.append([name, task["metric"], shots, f"{task['num_samples']:,}", *_numbers(task)])
+    for domain, part in evaluation.domains.items():
+        number, of = part.num_benchmarks, part.of
+        table.append([domain, "mean" if number == of else f"mean of {number} of {of}", "", "", *_numbers(part)])
+        for task in part.tasks.values():
+            shots = "mixed" if task.num_fewshot is None else str(task.num_fewshot)
+            table.append([f"  {task.title}", task.metric, shots, f"{task.num_samples:,}", *_numbers(task)])
     lines = [aligned(table)] if len(table) > 1 else ["no benchmark was evaluated"]
-    if document["limit"] is not None:
-        lines.append(f"at most {document['limit']} rows per task: a trial, not a result to report")
-    if document["chat_template"]:
+    if evaluation.limit is not None:
+        lines.append(f"at most {evaluation.limit} rows per task: a trial, not a result to report")
+    if evaluation.chat_template:
         lines.append("with the model's chat template")
-    lines += [f"left out: {one['domain']} / {one['task']}: {one['reason']}" for one in document["left_out"]]
+    lines += [f"left out: {one.domain} / {one.task}: {one.reason}" for one in evaluation.left_out]
     return "\n".join(lines)
 
 
-def _mean(part: dict) -> str:
-    number, of = part["num_benchmarks"], part["of"]
-    return "mean" if number == of else f"mean of {number} of {of}"
-
-
-def _numbers(part: dict) -> list[str]:
-    return ["-" if part[key] is None else f"{part[key]:.3f}" for key in ("score", "stderr")]
+def _numbers(part: DomainResult | Result) -> list[str]:
+    return ["-" if number is None else f"{number:.3f}" for number in (part.score, part.stderr)]
 
 
 def format_benchmarks(suite: Suite, domains: Sequence[str], default_shots: Callable[[list[str]], int | None]) -> str:
@@ -51,9 +46,6 @@ def format_benchmarks(suite: Suite, domains: Sequence[str], default_shots: Calla
                 lines.append(f"    missing: {benchmark.missing}")
                 continue
             lines.append(f"    {', '.join(benchmark.tasks)}; {benchmark.metric}; {_shots(benchmark, default_shots)}")
-            if benchmark.instead_of:
-                instead = suite.labels(domain, name)["stand_in_for"]
-                lines.append(f"    with --nearest only, for {instead}; not in the domain's mean")
             if benchmark.runs_code:
                 lines.append("    executes code that the model writes: with --run-model-code only")
     return "\n".join(lines)

@@ -12,13 +12,14 @@ from versatune_plugin.files.history import write_atomically
 VERSION = 1
 
 
-class Document(BaseModel):
-    """A file's content, typed. A subclass names its schema and raises its version when a field changes its meaning.
-
-    Numbers are finite, here and in the file; a key that the subclass does not have is an error.
-    """
+class Part(BaseModel):
+    """A part of a document: numbers are finite, and a key that is not a field is an error."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Document(Part):
+    """A file's content, typed. A subclass names its schema and raises its version when a field changes its meaning."""
 
     SCHEMA: ClassVar[str]
     """What the document is, such as ``"versatune/detection"``; its first key in the file."""

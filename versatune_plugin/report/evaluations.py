@@ -88,25 +88,19 @@ def _scores(run: Run, domains: list[str]) -> Table:
 def _tasks(document: dict) -> Table:
     rows = [
         (
-            (task.get("title") or name) + stands_in(task),
+            task.get("title") or name,
             domain,
             task.get("metric") or "-",
             _with_error(task),
             counted(task.get("num_fewshot")),
             counted(task.get("num_samples")),
-            "lower" if task.get("higher_is_better") is False else "higher",
         )
         for domain, measured in document["domains"].items()
         for name, task in measured["tasks"].items()
     ]
-    header = ("task", "domain", "metric", "score", "shots", "samples", "better is")
+    header = ("task", "domain", "metric", "score", "shots", "samples")
     name = (document.get("model") or {}).get("name")
-    return Table(header=header, rows=rows, words=(1, 2, 6), caption=f"Tasks behind the newest scores (model: {name}).")
-
-
-def stands_in(task: Mapping) -> str:
-    """What is said behind the title of a task that was run instead of a benchmark; empty for a benchmark."""
-    return f" (for {task['stand_in_for']}, not in the mean)" if task.get("stand_in_for") else ""
+    return Table(header=header, rows=rows, words=(1, 2), caption=f"Tasks behind the newest scores (model: {name}).")
 
 
 def _with_error(measured: Mapping) -> str:

@@ -103,7 +103,6 @@ class _Task(_Checked):
     metric: str | None = None
     num_fewshot: _Count | None = None
     num_samples: _Count | None = None
-    higher_is_better: bool | None = None
 
 
 class _Measured(_Checked):

@@ -26,8 +26,7 @@ def gains_by_domain(comparison: Comparison, scores: Sequence[Scores]) -> Section
         ranked = sorted(gains, key=lambda name: mean(gains[name], domains), reverse=True)
         sentences = {_gain_in_words(name, gains[name]): mean(gains[name], domains) for name in ranked}
         points += of_the_extremes(sentences, "Largest fall", "Smallest fall")
-    beside = [one for one in comparable(scores, baseline) if all(map(one.direction, one.values))]
-    if beside:
+    if beside := comparable(scores, baseline):
         domains = tuple(beside[0].values)
         series = [_series(one.name, one.values, domains, run_marks) for one in beside]
         parts += _polygons("scores", "Scores of benchmarks", domains, series, "", baseline)

@@ -37,9 +37,9 @@ class Difference:
     """Whether it exceeds twice the combined standard error; None: that is not known."""
 
 
-def difference(entry: Entry | None, base: Entry | None, higher_is_better: bool | None) -> Difference | None:
-    """A number against the baseline's; None where one of them is missing or no direction is better."""
-    if entry is None or base is None or higher_is_better is None:
+def difference(entry: Entry | None, base: Entry | None, higher_is_better: bool) -> Difference | None:
+    """A number against the baseline's; None where one of them is missing."""
+    if entry is None or base is None:
         return None
     change = entry.value - base.value
     known = entry.error is not None and base.error is not None

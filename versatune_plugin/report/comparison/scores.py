@@ -15,7 +15,6 @@ from versatune_plugin.report.comparison.matrices import (
     matrix,
 )
 from versatune_plugin.report.comparison.outcomes import Comparison, union
-from versatune_plugin.report.evaluations import stands_in
 from versatune_plugin.report.parts import Section, Table
 from versatune_plugin.report.runs import Run
 
@@ -62,19 +61,6 @@ class Scores:
         """The benchmarks of a domain, by name."""
         return self.domains.get(domain, {}).get("tasks") or {}
 
-    def of_mean(self, domain: str) -> Mapping[str, Mapping]:
-        """The benchmarks that a domain's score is the mean of: not those that stand in for one."""
-        return {name: task for name, task in self.tasks(domain).items() if not task.get("stand_in_for")}
-
-    def direction(self, domain: str) -> bool | None:
-        """Whether a higher score of a domain is better; None where that differs between its benchmarks."""
-        directions = {_higher_is_better(task) for task in self.of_mean(domain).values()} or {True}
-        return directions.pop() if len(directions) == 1 else None
-
-
-def _higher_is_better(task: Mapping) -> bool:
-    return task.get("higher_is_better") is not False
-
 
 def obstacle(one: Scores, other: Scores, domain: str) -> str | None:
     """Why two scores of a domain cannot be compared, said of the first model; None: they can."""
@@ -84,7 +70,7 @@ def obstacle(one: Scores, other: Scores, domain: str) -> str | None:
         return f"has a score where {other.name} has none"
     if one.with_template != other.with_template:
         return f"was evaluated {'with' if one.with_template else 'without'} a chat template, unlike {other.name}"
-    ours, theirs = one.of_mean(domain), other.of_mean(domain)
+    ours, theirs = one.tasks(domain), other.tasks(domain)
     if ours.keys() != theirs.keys():
         return f"was evaluated on other benchmarks than {other.name}"
     for key, what in (("metric", "by another metric"), ("num_fewshot", "with another number of shots")):
@@ -136,10 +122,10 @@ def scores_of_benchmarks(comparison: Comparison, scores: Sequence[Scores]) -> Se
 def _differences(one: Scores, baseline: Scores, domains: Sequence[str]) -> dict[str | None, Difference | None]:
     """Differences to the baseline's scores where they can be compared; (None) of the mean where all can."""
     ours, theirs = (entries(of.values, of.errors, domains) for of in (one, baseline))
-    directions = {domain: one.direction(domain) for domain in domains if obstacle(one, baseline, domain) is None}
-    if len(directions) == len(domains) and len(set(directions.values())) == 1:
-        directions[None] = one.direction(domains[0])
-    return {column: difference(ours[column], theirs[column], better) for column, better in directions.items()}
+    columns: list[str | None] = [domain for domain in domains if obstacle(one, baseline, domain) is None]
+    if len(columns) == len(domains):
+        columns.append(None)
+    return {column: difference(ours[column], theirs[column], higher_is_better=True) for column in columns}
 
 
 def _benchmarks(scores: Sequence[Scores], baseline: Scores | None, domains: Sequence[str]) -> Table:
@@ -153,7 +139,7 @@ def _benchmarks(scores: Sequence[Scores], baseline: Scores | None, domains: Sequ
             for one in scores:
                 entry = _entry(one.tasks(domain).get(task))
                 alike = baseline and one is not baseline and _same_task(one, baseline, domain, task)
-                cells.append(cell(entry, difference(entry, base, _higher_is_better(facts)) if alike else None))
+                cells.append(cell(entry, difference(entry, base, higher_is_better=True) if alike else None))
             rows.append([f"{domain}: {_title(task, facts)}", *cells])
     header = ["benchmark", *(one.name for one in scores)]
     return Table(header=header, rows=rows, caption="The single benchmarks; - : not evaluated")
@@ -170,14 +156,10 @@ def _same_task(one: Scores, other: Scores, domain: str, task: str) -> bool:
 
 
 def _title(task: str, facts: Mapping) -> str:
-    """A benchmark's name, how it was asked and which way is better."""
+    """A benchmark's name, and how it was asked."""
     shots = facts.get("num_fewshot")
-    how = [
-        facts.get("metric"),
-        None if shots is None else f"{shots}-shot",
-        None if _higher_is_better(facts) else "lower is better",
-    ]
-    return f"{facts.get('title') or task} ({', '.join(filter(None, how))}){stands_in(facts)}"
+    how = [facts.get("metric"), None if shots is None else f"{shots}-shot"]
+    return f"{facts.get('title') or task} ({', '.join(filter(None, how))})"
 
 
 def _warnings(
@@ -195,11 +177,6 @@ def _warnings(
             if (reason := obstacle(one, baseline, domain)) is not None:
                 reasons.setdefault(reason, []).append(domain)
         found += [f"{one.name}: {why} ({', '.join(which)}): no difference is shown" for why, which in reasons.items()]
-    if mixed := [domain for domain in domains if any(one.direction(domain) is None for one in scores)]:
-        found.append(
-            f"higher is better for some benchmarks of {', '.join(mixed)}, lower for others: their mean has no better "
-            "or worse"
-        )
     left_out: dict[str, list[str]] = {}
     for one in scores:
         for gap in one.left_out:
