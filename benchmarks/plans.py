@@ -88,7 +88,6 @@ def ablations(base: str) -> dict[str, dict]:
     return {
         "versatune from uniform": default,
         "potential over mean": default | {"strategy": "rules:RelativePotential"},
-        "noise-aware": default | {"strategy": "rules:NoiseAware"},
         "bounded": default | {"strategy": "rules:Bounded"},
         "learned temperature": default | {"strategy": "rules:LearnedTemperature"},
         "training losses": default | {"signal": "train", "reference_losses": "self"},

@@ -31,28 +31,6 @@ class RelativePotential(Strategy):
         return Decision(proportions=normalised(observation.proportions * np.exp(SIGMA / 4 * relative)))
 
 
-class NoiseAware(Strategy):
-    """The product's rule on losses that change only where they moved by more than their change's standard error."""
-
-    needs_reference_losses = True
-
-    def decide(self, observation: Observation) -> Decision:
-        """Proportions raised by the potentials last known for sure."""
-        seen = observation.memory or {
-            "losses": observation.losses.tolist(),
-            "potential": observation.potential.tolist(),
-        }
-        losses, potential = np.array(seen["losses"]), np.array(seen["potential"])
-        error = np.zeros_like(losses) if observation.forgetting_error is None else observation.forgetting_error
-        moved = np.abs(observation.losses / losses - 1.0) > np.nan_to_num(error)
-        losses, potential = (
-            np.where(moved, observation.losses, losses),
-            np.where(moved, observation.potential, potential),
-        )
-        proportions = normalised(observation.proportions * (1.0 + SIGMA * potential))
-        return Decision(proportions=proportions, memory={"losses": losses.tolist(), "potential": potential.tolist()})
-
-
 class Bounded(Strategy):
     """P = softmax(s * standardised potential): does not accumulate, so that no domain starves."""
 

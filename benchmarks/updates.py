@@ -32,7 +32,7 @@ REFERENCES = dict(zip(SIZES, (1.4, 1.6, 1.8, 1.2, 0.9, 2.0), strict=True))
 BLOCK_SIZE = 32
 STRATEGIES = {
     "versatune": {"reference_losses": REFERENCES},
-    "versatune, own references": {"reference_losses": "self", "guards": {"floor": 0.01, "smoothing": 0.5}},
+    "versatune, own references": {"reference_losses": "self", "guards": {"floor": 0.01}},
     "versatune, expansion": {"reference_losses": REFERENCES, "expansion": {"domain": "code"}},
     "dynamic_batch_loading": {
         "strategy": "dynamic_batch_loading",

@@ -395,12 +395,10 @@ def test_targets_stages_and_guards_shape_the_start(block, expected):
 
 def test_expansion_gets_its_settings_and_goes_home_to_where_it_would_have_started():
     rise = {"domain": ["code", "law"], "delta": 0.1, "epsilon": 0.2, "ceiling": 0.9, "start": 0.8}
-    more = {"delta_schedule": "remaining", "margin": 2.0}
     block = VALID | {"reference_losses": "self", "initial_proportions": "proportional"}
-    strategy = strategy_of(built(**block, expansion=rise | more, sigma=0.3), LARGE)
+    strategy = strategy_of(built(**block, expansion=rise, sigma=0.3), LARGE)
     assert (strategy.sigma, strategy.targets, strategy.delta, strategy.epsilon) == (0.3, (2, 0), 0.1, 0.2)
-    assert (strategy.ceiling, strategy.delta_schedule, strategy.margin) == (0.9, "remaining", 2.0)
-    assert (strategy.hold, strategy.since_start) == (0.0, False)
+    assert (strategy.ceiling, strategy.hold, strategy.since_start) == (0.9, 0.0, False)
     assert strategy.home.tolist() == [0.6, 0.3, 0.1]
     assert strategy_of(built(**block, expansion={"domain": "law"}), LARGE).home is None
 
@@ -450,12 +448,6 @@ def test_losses_come_from_probes_or_from_training(block, training, probes, rows)
     assert rows_of_probe(config, lambda rows: rows / 100) == rows
 
 
-def test_only_a_margin_needs_the_errors_of_changes():
-    assert built(**VALID, expansion={"domain": "law", "margin": 1.0}).needs_errors
-    assert not built(**VALID, expansion={"domain": "law"}).needs_errors
-    assert not built(**VALID).needs_errors
-
-
 @pytest.mark.parametrize(
     ("block", "where", "phrase"),
     [
@@ -466,32 +458,12 @@ def test_only_a_margin_needs_the_errors_of_changes():
             "not be above `ceiling`, 0.8",
         ),
         (VALID | {"expansion": {"domain": "law", "hold": 0.5}}, "expansion.hold", "holds the share that `start` gives"),
-        (
-            VALID | {"expansion": {"domain": "law", "margin": 1.0, "forgetting_since": "start"}},
-            "expansion.margin",
-            "`forgetting_since: update`",
-        ),
         (VALID | {"expansion": {"domain": ["law", "law"]}}, "expansion.domain", "names a domain twice"),
         (VALID | {"expansion": {"domain": []}}, "expansion.domain", "at least 1 item"),
         (VALID | {"expansion": {"domain": 5}}, "expansion.domain", "valid string"),
         (VALID | {"expansion": {"delta": 0.1}}, "expansion.domain", "Field required"),
         (VALID | {"expansion": {"domain": "law", "delta": 1}}, "expansion.delta", "less than 1"),
         (VALID | {"expansion": {"domain": "law", "epsilon": -1}}, "expansion.epsilon", "greater than or equal to 0"),
-        (
-            VALID | {"expansion": {"domain": "law", "margin": 1}, "probe": {"rows_per_domain": 7}},
-            "probe.rows_per_domain",
-            "`expansion.margin` needs at least 8 rows",
-        ),
-        (
-            VALID | {"expansion": {"domain": "law", "margin": 1}, "guards": {"smoothing": 0.5}},
-            "guards.smoothing",
-            "`expansion.margin` allows for the noise already",
-        ),
-        (
-            VALID | {"expansion": {"domain": "law", "margin": 1}, "signal": "train"},
-            "expansion.margin",
-            "needs held-out rows: `signal: probe`",
-        ),
         ({"strategy": "dmt", "stages": {"kappa": 0}}, "stages.kappa", "greater than 0"),
         ({"strategy": "odm", "odm": {"alpha": 1}}, "odm.alpha", "less than 1"),
         ({"strategy": "uniform", "guards": {"floor": 1.5}}, "guards.floor", "between 0 and 1, got 1.5"),
@@ -499,7 +471,6 @@ def test_only_a_margin_needs_the_errors_of_changes():
         ({"strategy": "uniform", "guards": {"floor": "low"}}, "guards.floor", "valid number"),
         ({"strategy": "uniform", "guards": {"max_passes": 0}}, "guards.max_passes", "greater than 0"),
         ({"strategy": "uniform", "guards": {"max_change": 2}}, "guards.max_change", "less than or equal to 1"),
-        ({"strategy": "uniform", "guards": {"smoothing": 1}}, "guards.smoothing", "less than 1"),
         (
             VALID | {"signal": "train", "reference_losses": "r.json"},
             "reference_losses",
@@ -549,13 +520,13 @@ EVERYTHING = {
     "sigma": 1.0,
     "reference_losses": {"law": 1.0, "medicine": 1.5, "code": 2.0},
     "probe": {"rows_per_domain": 16},
-    "expansion": {"domain": "medicine", "delta": 0.1, "epsilon": 0.2, "margin": 1.0, "share": 0.8},
+    "expansion": {"domain": "medicine", "delta": 0.1, "epsilon": 0.2, "share": 0.8},
     "stages": {"general": "code", "kappa": 0.5, "order": ["medicine", "law", "code"]},
     "odm": {"alpha": 0.1},
     "guards": {"floor": 0.01, "max_change": 0.5},
 }
 OF_FIXED = {"sigma", "odm.alpha", "guards.max_change"}
-OF_TARGETS = {"expansion.delta", "expansion.epsilon", "expansion.margin"}
+OF_TARGETS = {"expansion.delta", "expansion.epsilon"}
 OF_STAGES = {"stages.general", "stages.order", "stages.kappa"}
 
 
@@ -566,7 +537,7 @@ OF_STAGES = {"stages.general", "stages.order", "stages.kappa"}
         ("specific", OF_FIXED | OF_TARGETS | OF_STAGES),
         (
             "increase_uniform",
-            {"sigma", "odm.alpha", "expansion.epsilon", "expansion.margin", "expansion.share"} | OF_STAGES,
+            {"sigma", "odm.alpha", "expansion.epsilon", "expansion.share"} | OF_STAGES,
         ),
         ("uniform", {"initial_proportions", "initial_power", "expansion"} | OF_FIXED | OF_STAGES),
         ("inverse", {"initial_power", "expansion"} | OF_FIXED | OF_STAGES),
@@ -680,15 +651,14 @@ def test_unknown_keys_and_contradictions_are_reported_together():
             "sigmma": 1,
             "initial_proportions": "uniform",
             "reference_losses": {"law": -1.0, "code": -2.0},
-            "expansion": {"domain": "law", "margin": 1.0},
-            "guards": {"smoothing": 0.5},
+            "expansion": {"domain": "law", "hold": 0.5},
         }
     )
     assert [line.split(":")[0] for line in lines] == [
         "versatune.sigmma",
+        "versatune.expansion.hold",
         "versatune.reference_losses.law",
         "versatune.reference_losses.code",
-        "versatune.guards.smoothing",
     ]
 
 

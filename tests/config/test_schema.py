@@ -71,7 +71,7 @@ BAD = [
     BLOCK | {"expansion": {}},
     BLOCK | {"expansion": {"domain": []}},
     BLOCK | {"expansion": TARGET | {"delta": 0}},
-    BLOCK | {"expansion": TARGET | {"delta_schedule": "none"}},
+    BLOCK | {"expansion": TARGET | {"forgetting_since": "none"}},
     BLOCK | {"guards": {"floor": 1.5}},
     BLOCK | {"guards": {"ceiling": {"law": -0.1}}},
     BLOCK | {"stages": {"kappa": 0}},

@@ -22,9 +22,7 @@ STAGES = {"stages": {"general": "code"}, "update_interval": 2, **PROBE}
 
 BLOCKS = {
     "expansion": LEARNING | PROBE | {"expansion": TARGET},
-    "noise-aware expansion from a high start": LEARNING
-    | PROBE
-    | {"expansion": TARGET | {"start": 0.8, "margin": 1.0, "delta_schedule": "remaining"}},
+    "expansion from a high start": LEARNING | PROBE | {"expansion": TARGET | {"start": 0.8}},
     "sequential": {"strategy": "sequential"} | STAGES,
     "dmt": {"strategy": "dmt"} | STAGES | {"stages": {"general": "code", "kappa": 0.5}},
     "odm": {"strategy": "odm", "update_interval": 2},
@@ -34,7 +32,7 @@ BLOCKS = {
     | {
         "sigma": 5.0,
         "reference_losses": {"law": 6.0, "medicine": 6.0, "code": 0.5},  # code is wanted most and has fewest rows
-        "guards": {"floor": 0.1, "max_passes": 0.45, "max_change": 0.2, "smoothing": 0.5},
+        "guards": {"floor": 0.1, "max_passes": 0.45, "max_change": 0.2},
     },
     "increase without losses, within passes": {
         "strategy": "increase_uniform",
@@ -99,11 +97,6 @@ def test_guards_hold_in_every_line_of_the_history(workspace, tmp_path):
     for domain, drawn in records[-1]["drawn_by_domain"].items():
         assert drawn <= 0.45 * trainer.mixture_sampler.num_rows_by_domain[domain] + 1
     assert records[-1]["drawn_by_domain"]["code"] >= 0.45 * 21 - 1, "the limit on passes did not bite"
-    smooth = None
-    for record in records:
-        raw = list(record["losses"].values())
-        smooth = raw if smooth is None else [0.5 * s + 0.5 * r for s, r in zip(smooth, raw, strict=True)]
-        assert list(record["smoothed_losses"].values()) == pytest.approx(smooth, abs=1e-12)
 
 
 def test_limit_on_passes_holds_without_losses_too(workspace, tmp_path):
@@ -157,7 +150,7 @@ def test_run_too_short_for_its_stages_is_refused_before_a_step(workspace, tmp_pa
 
 
 def test_two_processes_tell_the_error_of_a_change_alike(workspace, tmp_path):
-    block = BLOCKS["noise-aware expansion from a high start"]
+    block = BLOCKS["expansion from a high start"]
     runs.run(workspace, tmp_path / "two", 2, versatune=block, max_steps=6, save_strategy="no")
     one, other = ((tmp_path / "two" / f"decided-{rank}.json").read_text() for rank in range(2))
     assert one == other

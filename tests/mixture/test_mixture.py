@@ -213,7 +213,7 @@ def test_given_reference_losses_and_its_own_are_not_mixed():
         Mixture(DOMAINS, FOSTERING, START, REFERENCES, own_reference=True)
 
 
-# --- guards and smoothing -----------------------------------------------------------------------------------
+# --- guards ---------------------------------------------------------------------------------------------
 
 
 def test_guards_bound_what_the_strategy_proposes_and_the_proposal_is_kept():
@@ -229,28 +229,6 @@ def test_caps_of_the_moment_bound_the_proportions_too():
     mixture = Mixture(DOMAINS, FOSTERING, START, REFERENCES, guards=Guards(max_passes=1))
     update = mixture.update(np.array([2.0, 1.5, 1.0]), step=50, caps=np.array([1, 1, 0.1]))
     assert update.proportions == pytest.approx([0.9 * 0.625 / 0.955, 0.9 * 0.33 / 0.955, 0.1], abs=1e-12)
-
-
-def smoothed(smoothing=0.75):
-    return Mixture(DOMAINS, FOSTERING, START, REFERENCES, smoothing=smoothing)
-
-
-def test_a_strategy_sees_smoothed_losses_and_the_update_has_the_raw_ones_too():
-    mixture = smoothed()
-    mixture.observe(np.array([2.0, 1.6, 2.0]))
-    update = mixture.update(np.array([4.0, 1.6, 1.0]), step=1)
-    # 0.75 * before + 0.25 * now
-    assert update.losses.tolist() == [4.0, 1.6, 1.0]
-    assert update.smoothed_losses.tolist() == [2.5, 1.6, 1.75]
-    assert update.potential == pytest.approx([1.5 / 2.5, 0.4 / 1.6, 0.65 / 1.75], abs=1e-12)
-    assert update.forgetting == pytest.approx([0.25, 0, 0], abs=1e-12)
-
-
-def test_no_smoothing_changes_no_bit():
-    for step, losses in enumerate(np.random.default_rng(2).uniform(0.5, 3, size=(5, 3))):
-        assert smoothed(0.0).update(losses, step).proportions.tolist() == (
-            make_mixture().update(losses, step).proportions.tolist()
-        )
 
 
 # --- training losses, pieces, strategies without losses -----------------------------------------------------
@@ -297,12 +275,12 @@ def test_the_error_of_a_change_is_told_from_pieces_of_this_measurement_and_the_l
 
 
 def test_the_change_since_the_start_is_of_measured_losses_and_has_the_error_of_a_change_on_the_same_rows():
-    mixture = smoothed()
+    mixture = make_mixture()
     first = mixture.observe(np.array([1.5, 1, 1]), pieces([1.0, 2.0]))
     assert first.change_since_start.tolist() == first.change_since_start_error.tolist() == [0, 0, 0]
     mixture.update(np.array([1.6, 1, 1]), 1, pieces([1.2, 2.0]))
     state = json.loads(json.dumps(mixture.state_dict()))
-    mixture = smoothed()
+    mixture = make_mixture()
     mixture.load_state_dict(state)
     update = mixture.update(np.array([1.75, 0.5, 1]), 2, pieces([1.5, 2.0]))
     assert update.change_since_start == pytest.approx([0.25 / 1.5, -0.5, 0], abs=1e-12)
@@ -342,14 +320,6 @@ def test_losses_come_with_their_errors_also_where_an_update_is_skipped():
     assert skipped.loss_errors[1:].tolist() == [0, 0]
 
 
-def test_the_error_of_a_smoothed_change_is_not_known():
-    mixture = smoothed()
-    mixture.observe(np.array([1.5, 1, 1]), pieces([1.0, 2.0]))
-    update = mixture.update(np.array([1.75, 1, 1]), 2, pieces([1.5, 2.0]))
-    assert update.forgetting_error is None
-    assert update.loss_errors[0] == pytest.approx(0.25, abs=1e-12)
-
-
 def test_a_strategy_that_needs_no_losses_goes_on_without_them(caplog):
     mixture = Mixture(DOMAINS, IncreaseUniform(targets=(1,), delta=0.1), START, num_steps=10)
     assert mixture.advance(1).proportions == pytest.approx([0.3, 0.4, 0.3], abs=1e-12)
@@ -365,13 +335,12 @@ def test_a_target_that_starts_at_zero_is_no_cause_to_warn(caplog):
 
 
 def test_what_is_not_known_of_a_domain_never_becomes_its_history():
-    mixture = Mixture(DOMAINS, Fixed(), [0.5, 0.5, 0.0], own_reference=True, smoothing=0.5, of_training=True)
+    mixture = Mixture(DOMAINS, Fixed(), [0.5, 0.5, 0.0], own_reference=True, of_training=True)
     mixture.observe(np.array([4.0, 2.0, np.nan]))
     state = json.loads(json.dumps(mixture.state_dict(), allow_nan=False))
     mixture.load_state_dict(state)
     assert np.isnan(mixture.reference_losses[2])
     update = mixture.update(np.array([4.0, 2.0, 5.0]), step=1)
-    assert update.smoothed_losses.tolist() == [4.0, 2.0, 5.0], "the first loss counts in full"
     assert update.forgetting.tolist() == [0, 0, 0]
     assert mixture.reference_losses.tolist() == [4.0, 2.0, 5.0]
 

@@ -69,7 +69,6 @@ def expansion(domains=NAMES, num_updates=30, interval=20, seed=0):
                 "signal": "probe",
                 "losses": by_domain(shown),
                 "loss_errors": by_domain([None if value is None else 0.03 for value in shown]),
-                "smoothed_losses": None,
                 "reference_losses": by_domain(reference),
                 "potential": by_domain(np.maximum(1 - reference / losses, 0)),
                 "forgetting": by_domain(since),

@@ -22,7 +22,7 @@ BLOCK = {
 LOSSES = {0: (2.0, 2.0), 10: (2.0, 1.25), 20: (4 / 3, 1.0)}
 
 
-def write_history(folder: Path, block=BLOCK, losses=LOSSES, errors=None, signal="probe", **facts) -> Path:
+def write_history(folder: Path, block=BLOCK, losses=LOSSES, signal="probe", **facts) -> Path:
     """A history of 25 steps of 4 rows, updated every 10 steps and acting 2 steps later, and not yet at its end."""
     settings = VersaTuneConfig.model_validate(block).model_dump(mode="json") if ":" not in block["strategy"] else block
     run = {"settings": settings, "num_steps": 25, "block_size": 4, "update_interval": 10, "look_ahead_steps": 2} | facts
@@ -32,7 +32,6 @@ def write_history(folder: Path, block=BLOCK, losses=LOSSES, errors=None, signal=
             "num_rows_by_domain": ROWS,
             "signal": signal,
             "losses": values and dict(zip(ROWS, values, strict=True)),
-            "forgetting_error": errors and dict(zip(ROWS, errors, strict=True)),
             "proportions": {"law": 0.5, "code": 0.5},
             "run": None if step else run,
         }

@@ -12,7 +12,7 @@ FIXED = {"initial_proportions": None, "sigma": None, "reference_losses": None}
 REAL = {
     "expansion-from-a-start": (
         {
-            "expansion": {"domain": "code", "start": 0.5, "epsilon": 0.05, "delta": 0.1, "margin": 1.0},
+            "expansion": {"domain": "code", "start": 0.5, "epsilon": 0.05, "delta": 0.1},
             "probe": {"rows_per_domain": 8},
         },
         {},
@@ -20,7 +20,7 @@ REAL = {
     "own-references-guards-and-look-ahead": (
         {
             "reference_losses": "self",
-            "guards": {"floor": 0.1, "max_passes": 0.26, "max_change": 0.1, "smoothing": 0.5},
+            "guards": {"floor": 0.1, "max_passes": 0.26, "max_change": 0.1},
             "update_interval": 2,
         },
         {"learning_rate": 0.3, "dataloader_num_workers": 1},

@@ -29,9 +29,6 @@ def test_a_variant_without_the_losses_it_needs_is_told_what_would_do(tmp_path, s
         in (refusal(source, "strategy=odm"))
     )
     assert len(variants_of(source, "strategy=odm signal=probe")) == 2
-    assert "expansion.margin: needs the error of each change, which a run records of losses on held-out rows" in (
-        refusal(source, "expansion.domain=law expansion.margin=2")
-    )
     unmeasured = {step: None for step in LOSSES}
     block = {"strategy": "uniform", "update_interval": 10, "probe": {"rows_per_domain": 0}}
     write_history(tmp_path / "empty", block, unmeasured)

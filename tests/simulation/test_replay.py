@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.simulation.histories import BLOCK, LOSSES, proportions, refusal, variants_of, write_history
+from tests.simulation.histories import LOSSES, proportions, variants_of, write_history
 from versatune_plugin.simulation import format_simulation, simulate
 from versatune_plugin.simulation.replay import replay
 from versatune_plugin.simulation.variants import merged
@@ -74,17 +74,6 @@ def test_what_a_mixture_warns_of_is_a_note_and_no_log_line(source, caplog):
     _, outcome = simulate(source, ["initial_proportions='{law: 1, code: 0}'"]).outcomes
     assert outcome.notes == ["domain 'code' starts at proportion 0 and will never be drawn"]
     assert caplog.text == ""
-
-
-def test_the_recorded_error_of_a_change_serves_a_margin(tmp_path):
-    losses = {0: (2.0, 2.0), 10: (2.2, 1.5), 20: (2.2, 1.5)}  # law forgets 0.1
-    block = BLOCK | {"expansion": {"domain": "code", "epsilon": 0.1, "margin": 0.5}}
-    write_history(tmp_path, block, losses, errors=(0.15, 0.15))
-    with_margin, without = simulate(tmp_path, ["expansion.margin=0"]).outcomes
-    # (0.1 - 0.5 * 0.15) / 2 < 0.1 * 1/3 < 0.1 / 2
-    assert [outcome.records[1]["expanded"] for outcome in (with_margin, without)] == [True, False]
-    message = refusal(tmp_path, "update_interval=20")
-    assert "rows that are not smoothed, and for its own update_interval, 10" in message
 
 
 def test_a_replay_changes_nothing_that_it_was_given(source):

@@ -34,7 +34,7 @@ BLOCKS = {
     "expansion from a high start": LEARNING
     | {
         "strategy": "versatune",
-        "expansion": {"domain": ["medicine", "code"], "start": 0.7, "epsilon": 0.05, "delta_schedule": "remaining"},
+        "expansion": {"domain": ["medicine", "code"], "start": 0.7, "epsilon": 0.05},
     },
     "expansion that holds and comes down": LEARNING
     | {
@@ -43,7 +43,7 @@ BLOCKS = {
     },
 }
 BLOCKS = {name: {"strategy": name} | BLOCKS.get(name, {}) for name in {**STRATEGIES, **BLOCKS}}
-GUARDS = {"floor": 0.05, "ceiling": {"general": 0.6, "law": 0.6}, "max_change": 0.07, "smoothing": 0.3}
+GUARDS = {"floor": 0.05, "ceiling": {"general": 0.6, "law": 0.6}, "max_change": 0.07}
 GUARDED = [
     name for name in BLOCKS if BLOCKS[name]["strategy"] not in ("multitask", "sequential", "mixed_sequential", "dmt")
 ]
@@ -58,7 +58,6 @@ def make_mixture(name, domains=DOMAINS, **changes):
         initial_vector(config, num_rows),
         references_in(config, domains),
         guards=build_guards(config, domains),
-        smoothing=config.guards.smoothing,
         num_steps=NUM_STEPS,
     )
 

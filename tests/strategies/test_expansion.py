@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from versatune_plugin.strategies.base import Observation
 from versatune_plugin.strategies.expansion import (
-    DELTA_SCHEDULES,
     Expansion,
     IncreaseUnconditional,
     IncreaseUniform,
@@ -76,12 +75,12 @@ def strategies_of(given):
     """All strategies of the module with this situation's settings."""
     rise = {"targets": given.targets, "delta": given.delta, "ceiling": given.ceiling}
     paper = Expansion(**rise, sigma=given.sigma, epsilon=given.epsilon)
-    ours = replace(paper, home=given.home, margin=1.0, delta_schedule="remaining")
+    ours = replace(paper, home=given.home)
     return [paper, ours, IncreaseUnconditional(**rise, sigma=given.sigma), IncreaseUniform(**rise)]
 
 
 def observation_of(given):
-    return observed(given.proportions, given.potential, given.forgetting, forgetting_error=given.error)
+    return observed(given.proportions, given.potential, given.forgetting)
 
 
 # The rule
@@ -409,48 +408,6 @@ def test_a_target_that_has_everything_cannot_go_home():
     strategy = Expansion(sigma=0.5, targets=(2,), delta=0.1, epsilon=0.5, home=PROPORTIONS)
     decision = strategy.decide(observed([0.0, 0.0, 1.0], forgetting=np.ones(3)))
     assert decision.proportions.tolist() == [0.0, 0.0, 1.0]
-
-
-def test_a_rise_within_the_noise_does_not_stop_the_expansion_and_one_beyond_does():
-    # right 0.05 * 3/14 = 0.0107; law forgot 1/19 = 0.0526, which over 3 is above that; 2 standard errors of 0.02 leave
-    # 0.0126, over 3 below it; of 0.005 they leave 0.0426, over 3 above it
-    paper = Expansion(sigma=0.5, targets=(2,), delta=0.1, epsilon=0.05)
-    noise_aware = replace(paper, margin=2.0)
-    noisy = observed(forgetting_error=np.array([0.02, 0.02, 0.02]))
-    precise = observed(forgetting_error=np.array([0.005, 0.005, 0.005]))
-    assert not paper.decide(noisy).expanded
-    assert noise_aware.decide(noisy).expanded
-    assert noise_aware.decide(noisy).test[0] == pytest.approx((1 / 19 - 0.04) / 3, abs=1e-15)
-    assert not noise_aware.decide(precise).expanded
-
-
-def test_forgetting_counts_in_full_where_its_error_is_unknown():
-    strategy = Expansion(sigma=0.5, targets=(2,), delta=0.1, epsilon=0.05, margin=9.0)
-    assert strategy.decide(observed()).test[0] == pytest.approx(1 / 57, abs=1e-15)
-
-
-def total_rise(delta_schedule, num_updates):
-    """What the rises of a run sum to, with the last update at the last step."""
-    strategy = IncreaseUniform(targets=(2,), delta=1e-4, delta_schedule=delta_schedule)
-    observation = observed([0.5, 0.5, 0.0], num_steps=num_updates)
-    for step in range(1, num_updates + 1):
-        moment = replace(observation, step=step)
-        observation = replace(moment, proportions=strategy.decide(moment).proportions)
-    return observation.proportions[2]
-
-
-def test_both_delta_schedules_raise_the_target_equally_over_a_run():
-    # remaining: the sum over i = 1..n of 2 * (1 - i/n) is n - 1
-    assert total_rise("constant", 200) == pytest.approx(200e-4, abs=1e-12)
-    assert total_rise("remaining", 200) == pytest.approx(199e-4, abs=1e-12)
-    assert set(DELTA_SCHEDULES) == {"constant", "remaining"}
-
-
-def test_the_remaining_schedule_rises_most_at_the_start_and_not_at_the_end():
-    strategy = Expansion(sigma=0.0, targets=(2,), delta=0.1, epsilon=0.5, delta_schedule="remaining")
-    after = [strategy.decide(observed(step=step)) for step in (0, 50, 75, 100)]
-    assert [decision.proportions[2] for decision in after] == pytest.approx([0.4, 0.3, 0.25, 0.2], abs=1e-12)
-    assert after[-1].note.startswith("no step for code, delta is 0")
 
 
 # IncreaseUniform

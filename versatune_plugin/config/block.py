@@ -176,11 +176,6 @@ class VersaTuneConfig(Block):
         return not self.measures_training and self.probe.rows_per_domain != 0
 
     @property
-    def needs_errors(self) -> bool:
-        """Whether the strategy looks at the error of a change."""
-        return self.strategy == "versatune" and self.expansion is not None and self.expansion.margin > 0
-
-    @property
     def kind(self) -> type[Strategy] | Strategy | None:
         """The strategy's class, or an instance of a user's own; None where there is none of that name."""
         if ":" not in self.strategy:

@@ -12,11 +12,10 @@ from versatune_plugin.strategies.staged import STAGED
 START_NAMES = ("detected", "uniform", "proportional")
 """What `initial_proportions` can name, besides a file."""
 
-_FEWEST_ROWS = 8  # of a domain, to tell the error of a change well enough to decide by it
 
-_RISE = {"expansion.domain", "expansion.delta", "expansion.ceiling", "expansion.start", "expansion.delta_schedule"}
+_RISE = {"expansion.domain", "expansion.delta", "expansion.ceiling", "expansion.start"}
 KEYS_OF_STRATEGIES = {
-    "versatune": _RISE | {"expansion.epsilon", "expansion.margin", "expansion.hold", "expansion.forgetting_since"},
+    "versatune": _RISE | {"expansion.epsilon", "expansion.hold", "expansion.forgetting_since"},
     "increase_uniform": _RISE,
     "increase_unconditional": _RISE,
     "specific": {"expansion.domain", "expansion.share"},
@@ -102,19 +101,14 @@ def _reference_problems(config) -> list[Problem]:
 
 
 def _signal_problems(config) -> list[Problem]:
-    rows = config.probe.rows_per_domain
     if config.measures_training:
         problems: list[Problem] = []
-        if config.needs_errors:
-            problems.append((("expansion", "margin"), "needs held-out rows: `signal: probe`"))
         if config.references_file is not None:
             reason = f"{config.references_file} is measured on held-out rows: with `signal: train` give the numbers"
             problems.append((("reference_losses",), f"{reason}, or {SELF!r}"))
         return problems
-    if rows == 0 and config.needs_losses:
+    if config.probe.rows_per_domain == 0 and config.needs_losses:
         return [(("probe", "rows_per_domain"), f"strategy {config.strategy!r} needs losses: at least 1 row per domain")]
-    if config.needs_errors and rows is not None and rows < _FEWEST_ROWS:
-        return [(("probe", "rows_per_domain"), f"`expansion.margin` needs at least {_FEWEST_ROWS} rows per domain")]
     return []
 
 
@@ -124,8 +118,6 @@ def _target_problems(config) -> list[Problem]:
         if config.strategy == "versatune" or "expansion.domain" not in acting:
             return []
         return [(("expansion",), f"strategy {config.strategy!r} needs a target: {{domain: NAME}}")]
-    if config.expansion.margin and config.guards.smoothing:
-        return [(("guards", "smoothing"), "`expansion.margin` allows for the noise already: leave one out")]
     return []
 
 
@@ -143,7 +135,6 @@ def unused_keys(config) -> list[str]:
         "reference_losses": str(config.reference_losses).endswith(".json") and config.references_file is None,
         "probe.rows_per_domain": config.measures_training and bool(config.probe.rows_per_domain),
         "probe.budget": not config.measures_probes and "budget" in config.probe.changed(),
-        "guards.smoothing": config.guards.smoothing > 0 and not config.needs_losses,
         "guards.max_change": config.guards.max_change is not None and config.kind is strategies.Fixed,
     }
     blocks = {name: getattr(config, name) for name in ("expansion", "stages", "odm") if not whole.get(name)}

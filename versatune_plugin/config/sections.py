@@ -97,17 +97,6 @@ class ExpansionConfig(Block):
         description="A loss counts as forgotten as far as it has risen since the last `update` (the paper's), or since "
         "the run's first measurement, `start` (ours).",
     )
-    delta_schedule: Literal["constant", "remaining"] = Field(
-        "constant",
-        description="`remaining`: delta times twice the part of the run that is left, so that the share rises early, "
-        "while the learning rate is high. Default: the paper's.",
-    )
-    margin: float = Field(
-        0.0,
-        ge=0,
-        strict=True,
-        description="Standard errors by which a loss must have risen to count as forgotten. Default: the paper's.",
-    )
     share: float = Field(
         1.0, gt=0, le=1, strict=True, description="Under `specific`: the target's constant share (1 is the paper's)."
     )
@@ -129,13 +118,6 @@ class ExpansionConfig(Block):
             problems.append((("start",), f"must not be above `ceiling`, {self.ceiling:g}"))
         if self.hold and self.start is None:
             problems.append((("hold",), "holds the share that `start` gives: give that, too"))
-        if self.margin and self.forgetting_since == "start":
-            problems.append(
-                (
-                    ("margin",),
-                    "needs `forgetting_since: update`: no error since the start is known",
-                )
-            )
         if len(set(self.targets)) < len(self.targets):
             problems.append((("domain",), "names a domain twice"))
         return problems
@@ -193,13 +175,6 @@ class GuardsConfig(Block):
     )
     max_change: float | None = Field(
         None, gt=0, le=1, strict=True, description="Largest change of a proportion at an update. Default: no limit."
-    )
-    smoothing: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        strict=True,
-        description="Weight of the past in a moving average of the losses that the strategy sees; 0: raw losses.",
     )
 
     def problems(self) -> list[Problem]:

@@ -246,7 +246,6 @@ def build_strategy(config: VersaTuneConfig, measured: Measured, sizes: Mapping[s
             "targets": _target_indices(config, domains),
             "delta": expansion.delta,
             "ceiling": expansion.highest,
-            "delta_schedule": expansion.delta_schedule,
         }
     match config.strategy:
         case "versatune":
@@ -256,7 +255,6 @@ def build_strategy(config: VersaTuneConfig, measured: Measured, sizes: Mapping[s
                 **rise,
                 sigma=config.sigma,
                 epsilon=expansion.epsilon,
-                margin=expansion.margin,
                 home=None if expansion.start is None else _given_start(config, measured, sizes),
                 hold=expansion.hold,
                 since_start=expansion.forgetting_since == "start",

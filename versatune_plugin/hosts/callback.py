@@ -267,7 +267,6 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             "signal": "probe" if self._trainer.train_losses is None else "train",
             "losses": self._by_domain(update.losses),
             "loss_errors": self._by_domain(update.loss_errors),
-            "smoothed_losses": self._by_domain(update.smoothed_losses),
             "reference_losses": self._by_domain(self._mixture.reference_losses),
             "potential": self._by_domain(update.potential),
             "forgetting": self._by_domain(update.forgetting),

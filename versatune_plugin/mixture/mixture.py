@@ -29,13 +29,11 @@ class Update:
     """Nats per target token (or byte), as measured; None where nothing was."""
     loss_errors: np.ndarray | None = None
     """Their standard errors over draws of the probe rows; None where they are not known, nan where one is not."""
-    smoothed_losses: np.ndarray | None = None
-    """What the strategy saw instead; None where losses are not smoothed."""
     potential: np.ndarray | None = None
     forgetting: np.ndarray | None = None
     forgetting_since_start: np.ndarray | None = None
     forgetting_error: np.ndarray | None = None
-    """Standard error of the relative change of the losses; None where it is not known, as under smoothing."""
+    """Standard error of the relative change of the losses; None where it is not known."""
     change_since_start: np.ndarray | None = None
     """Relative change of the losses as measured since the run's first measurement, > -1; nan where there is none."""
     change_since_start_error: np.ndarray | None = None
@@ -62,7 +60,6 @@ class Mixture:
         own_reference: Take as a domain's reference the lowest loss that this mixture has seen, the one at hand
             included, so that potential is 0 at a new best. Ours, not the paper's.
         guards: Bounds on what the strategy proposes.
-        smoothing: Weight of the past, in [0, 1), in an exponential moving average of the losses.
         num_steps: Optimizer steps of the run.
         of_training: Losses come from the rows drawn, so a domain at proportion 0 may have none (nan); its potential
             and forgetting degree count as 0.
@@ -77,7 +74,6 @@ class Mixture:
         own_reference: bool = False,
         *,
         guards: Guards = _NO_GUARDS,
-        smoothing: float = 0.0,
         num_steps: int = 0,
         of_training: bool = False,
     ) -> None:
@@ -87,7 +83,6 @@ class Mixture:
         self.reference_losses = None if reference_losses is None else np.array(reference_losses, np.float64)
         self.guards = guards
         self._own_reference = own_reference
-        self._smoothing = smoothing
         self._num_steps = num_steps
         self._of_training = of_training
         self._first_losses: np.ndarray | None = None
@@ -117,7 +112,6 @@ class Mixture:
         step: int,
         pieces: np.ndarray | None = None,
         caps: np.ndarray | float = 1.0,
-        forgetting_error: np.ndarray | None = None,
     ) -> Update:
         """A measurement after which the strategy sets the next proportions.
 
@@ -130,15 +124,14 @@ class Mixture:
             pieces: What `signals.loss_errors` takes, to tell the errors of losses and of their changes; None where
                 it is not known.
             caps: Highest proportions for now (see `Guards.caps`).
-            forgetting_error: The error of a change where it is known already, as in a recorded history.
         """
-        return self._measure(losses, pieces, step, caps, forgetting_error)
+        return self._measure(losses, pieces, step, caps)
 
     def advance(self, step: int, caps: np.ndarray | float = 1.0) -> Update:
         """An update of a strategy that needs no losses, where there are none; as `update` otherwise."""
-        return self._follow(self._observation(step, None, None, None, None, None), caps, losses=None)
+        return self._follow(self._observation(step, None, None, None, None), caps, losses=None)
 
-    def _measure(self, losses, pieces, step: int | None, caps, forgetting_error=None) -> Update:
+    def _measure(self, losses, pieces, step: int | None, caps) -> Update:
         losses = np.array(losses, dtype=np.float64)
         if pieces is not None and not _are_of_the_same_rows(pieces, self._previous_pieces):
             self._first_losses = self._previous_losses = None  # a resumed run may have others
@@ -151,35 +144,32 @@ class Mixture:
             measured |= self._since_start(losses, pieces)
         if reason is not None and step is not None and not self.strategy.needs_losses:
             logger.warning("a loss that cannot be used: %s", reason)
-            return self._follow(self._observation(step, None, None, None, None, None), caps, **measured)
+            return self._follow(self._observation(step, None, None, None, None), caps, **measured)
         if reason is not None:
             logger.warning("update skipped, proportions stay: %s", reason)
             return Update(**measured, proportions_before=before, proportions=before.copy(), skipped=reason)
-        seen = self._smoothed(losses)
         if self._own_reference:
-            lowest = seen if self.reference_losses is None else self.reference_losses
-            self.reference_losses = np.fmin(lowest, seen)
+            lowest = losses if self.reference_losses is None else self.reference_losses
+            self.reference_losses = np.fmin(lowest, losses)
         potential = None
         if self.reference_losses is not None:
-            potential = np.where(unknown, 0.0, learnable_potential(seen, self.reference_losses))
-        forgetting = _known(forgetting_degree(seen, self._previous_losses))
-        since_start = _known(forgetting_degree(seen, self._first_losses))
-        first = seen if self._first_losses is None else self._first_losses
-        self._first_losses = np.where(np.isnan(first), seen, first)
-        if self._previous_pieces is not None and not self._smoothing:
-            forgetting_error = relative_change_error(pieces, self._previous_pieces)
-        self._previous_losses, self._previous_pieces = seen, pieces
+            potential = np.where(unknown, 0.0, learnable_potential(losses, self.reference_losses))
+        forgetting = _known(forgetting_degree(losses, self._previous_losses))
+        since_start = _known(forgetting_degree(losses, self._first_losses))
+        first = losses if self._first_losses is None else self._first_losses
+        self._first_losses = np.where(np.isnan(first), losses, first)
+        error = None if self._previous_pieces is None else relative_change_error(pieces, self._previous_pieces)
+        self._previous_losses, self._previous_pieces = losses, pieces
         measured |= self._since_start(losses, pieces) | {
-            "smoothed_losses": seen if self._smoothing else None,
             "potential": potential,
             "forgetting": forgetting,
             "forgetting_since_start": since_start,
-            "forgetting_error": forgetting_error,
+            "forgetting_error": error,
         }
         if step is None:
             return Update(**measured, proportions_before=before, proportions=before.copy())
-        shown = np.where(unknown, seen[~unknown].mean(), seen)
-        observation = self._observation(step, shown, potential, forgetting, since_start, forgetting_error)
+        shown = np.where(unknown, losses[~unknown].mean(), losses)
+        observation = self._observation(step, shown, potential, forgetting, since_start)
         return self._follow(observation, caps, **measured)
 
     def _since_start(self, losses: np.ndarray, pieces: np.ndarray | None) -> dict[str, np.ndarray | None]:
@@ -191,7 +181,7 @@ class Mixture:
             "change_since_start_error": None if pieces is None else relative_change_error(pieces, self._first_pieces),
         }
 
-    def _observation(self, step, losses, potential, forgetting, since_start, forgetting_error) -> Observation:
+    def _observation(self, step, losses, potential, forgetting, since_start) -> Observation:
         return Observation(
             domains=self.domains,
             step=step,
@@ -201,7 +191,6 @@ class Mixture:
             potential=potential,
             forgetting=forgetting,
             forgetting_since_start=since_start,
-            forgetting_error=forgetting_error,
             memory=self._memory,
         )
 
@@ -244,12 +233,6 @@ class Mixture:
             if is_known and not (np.isfinite(loss) and loss > 0)
         ]
         return "domain " + ", ".join(sick) if sick else None
-
-    def _smoothed(self, losses: np.ndarray) -> np.ndarray:
-        if not self._smoothing or self._previous_losses is None:
-            return losses
-        smoothed = self._smoothing * self._previous_losses + (1 - self._smoothing) * losses
-        return np.where(np.isnan(self._previous_losses), losses, smoothed)
 
     def state_dict(self) -> dict:
         """JSON-able state: proportions in force, first and last good measurement, lowest losses as a reference."""

@@ -62,7 +62,6 @@ class _Record(_Checked):
     proposed: _Numbers = None
     losses: _Amounts = None
     loss_errors: _Amounts = None
-    smoothed_losses: _Amounts = None
     reference_losses: _Amounts = None
     potential: _Numbers = None
     forgetting: _Numbers = None

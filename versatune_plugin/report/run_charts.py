@@ -187,11 +187,7 @@ def signal_chart(records: Sequence[dict], key: str, name: str, title: str, axis:
         alt=f"{title} by domain, first and last: {_ends(domains, values, '{:.1f} %')}.",
         draw=draw,
         legend=_legend(domains),
-        caption=sentences(
-            caption,
-            "Of losses smoothed over updates." if any(record.get("smoothed_losses") for record in records) else "",
-            _notes(records),
-        ),
+        caption=sentences(caption, _notes(records)),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.files.history import history_path, read_history
-from versatune_plugin.simulation.run import Losses, Measure, Run
+from versatune_plugin.simulation.run import Losses, Run
 
 NOT_TRAINED = (
     "Losses are not re-trained: they are the recorded ones, and came from the recorded mixture. Under another mixture "
@@ -44,23 +44,11 @@ class RecordedLosses(Losses):
                 f"multiples of {self._interval}, with which the run began, can be replayed, unless it was resumed with "
                 "another"
             )
-        has_errors = interval == self._interval and any(record["forgetting_error"] for record in records)
-        if config.needs_errors and not has_errors:
-            problems.append(
-                "versatune.expansion.margin: needs the error of each change, which a run records of losses on held-out "
-                f"rows that are not smoothed, and for its own update_interval, {self._interval}"
-            )
         return problems
 
-    def measure(self, config: VersaTuneConfig, interval: int) -> Measure:
-        """Looks losses up; nothing is known at steps without a record."""
-
-        def look_up(step: int, drawn: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-            record = self._by_step.get(step, {})
-            error = record.get("forgetting_error") if interval == self._interval else None
-            return _vector(record.get("losses")), _vector(error)
-
-        return look_up
+    def measure(self, step: int) -> np.ndarray | None:
+        """The recorded losses; None at steps without a record."""
+        return _vector(self._by_step.get(step, {}).get("losses"))
 
     def comparison(self, records: Sequence[dict]) -> list[str]:
         """Whether the run's own block gives the recorded proportions."""

@@ -10,7 +10,7 @@ from versatune_plugin.config.settings import resolve
 from versatune_plugin.mixture import mixture as mixtures
 from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.sampler.draws import MixtureSampler
-from versatune_plugin.simulation.run import Measure, Outcome, Run
+from versatune_plugin.simulation.run import Outcome, Run
 from versatune_plugin.simulation.variants import checked
 
 
@@ -42,7 +42,7 @@ def replay(title: str, block: Mapping, run: Run) -> Outcome:
         due = sorted({*range(interval, run.last_step + 1, interval), *plan})
         if strategy.needs_losses and (problems := run.losses.problems(config, interval, due)):
             raise ValueError("\n".join(problems))
-        records = list(_records(mixture, plan, due, run.losses.measure(config, interval), run))
+        records = list(_records(mixture, plan, due, run))
     if config.unused:
         notes.append(f"strategy {config.strategy!r} makes no use of {', '.join(config.unused)}")
     notes += [f"{file} was read without checking that it is of this model and these rows" for file in files]
@@ -53,9 +53,7 @@ def replay(title: str, block: Mapping, run: Run) -> Outcome:
     return Outcome(title=title, config=config, interval=interval, records=records, notes=notes + _notes(records))
 
 
-def _records(
-    mixture: Mixture, plan: Mapping[int, np.ndarray], due: Collection[int], measure: Measure, run: Run
-) -> Iterator[dict]:
+def _records(mixture: Mixture, plan: Mapping[int, np.ndarray], due: Collection[int], run: Run) -> Iterator[dict]:
     """What happens at each step, as in a history; the same as in `callback.VersaTuneCallback`."""
     block_size, due, domains = run.block_size, set(due), tuple(run.num_rows)
     sampler = MixtureSampler(run.num_rows, mixture.proportions, block_size=block_size, num_samples=block_size)
@@ -69,13 +67,13 @@ def _records(
         planned = step in plan  # the sampler has known it since the start
         at_draw = (step if planned else step + run.look_ahead_steps) * block_size
         drawn = sampler.drawn_before(step * block_size)
-        losses, error = measure(step, drawn)
+        losses = run.losses.measure(step)
         caps = 1.0  # to count what is drawn up to then takes longer than all the rest
         if step in due and not planned and not math.isinf(mixture.guards.max_passes):
             num_rows, num_draws_left = np.array(list(run.num_rows.values())), run.num_steps * block_size - at_draw
             caps = mixture.guards.caps(num_rows, sampler.drawn_before(at_draw), num_draws_left)
         if step in due and losses is not None:
-            update = mixture.update(losses, step, caps=caps, forgetting_error=error)
+            update = mixture.update(losses, step, caps=caps)
         elif step in due and not mixture.strategy.needs_losses:
             update = mixture.advance(step, caps)
         else:

@@ -1,14 +1,11 @@
 """What is simulated: a Run with its Losses, and the Outcome of each variant of its block."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from versatune_plugin.config.block import VersaTuneConfig
-
-Measure = Callable[[int, np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
-"""From an optimizer step and the rows drawn of each domain before it: losses, and the error of their change."""
 
 
 class Losses:
@@ -21,8 +18,8 @@ class Losses:
         """What keeps a strategy that updates at the steps `due` from having its losses."""
         return []
 
-    def measure(self, config: VersaTuneConfig, interval: int) -> Measure:
-        """The losses of one variant; to be asked for in the order of the steps."""
+    def measure(self, step: int) -> np.ndarray | None:
+        """The losses after an optimizer step, shape (num_domains,), nan where one is not known; None: not measured."""
         raise NotImplementedError
 
     def comparison(self, records: Sequence[dict]) -> list[str]:

@@ -29,8 +29,6 @@ class Observation:
     """Forgetting degree, >= 0; None without losses."""
     forgetting_since_start: np.ndarray | None = None
     """The same against the run's first measurement in place of the last one; None without losses."""
-    forgetting_error: np.ndarray | None = None
-    """Standard error of the relative change of each loss; None where the run does not measure it."""
     memory: Any = None
     """What the last decision left as its memory; None at the first one."""
 

@@ -7,7 +7,7 @@ the domains never does.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,12 +18,6 @@ from versatune_plugin.strategies.fostering import foster
 
 Targets = int | Sequence[int]
 """Index of the target domain, or indices of several; their order does not matter."""
-
-DELTA_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "remaining": lambda progress: 2.0 * (1.0 - progress),
-}
-"""What delta is multiplied by when a part `progress`, in [0, 1], of the run is over; the mean over a run is 1."""
 
 
 def expansion_test(
@@ -125,16 +119,12 @@ class Expansion(Strategy):
     """Proportions to go back towards, shape (num_domains,), sum 1; ours. Where the test fails and others forgot, the
     targets' share goes down by delta, but not below their share in `home`. None: the paper's rule, which never lowers
     it by a step."""
-    delta_schedule: str = "constant"
-    """A name in `DELTA_SCHEDULES`. "remaining" (ours) rises early, while the learning rate is high."""
     hold: float = 0.0
     """Part of the run, from its beginning, in [0, 1), in which the targets' share is not lowered; ours. It acts where
     there is a `home`."""
     since_start: bool = False
     """Whether a loss counts as forgotten as far as it has risen since the run's first measurement (ours), or since the
     last update (the paper's)."""
-    margin: float = 0.0
-    """Standard errors by which a domain's loss must have risen to count as forgotten, >= 0; ours. 0: the paper's."""
 
     needs_reference_losses = True
     keeps_zero = True
@@ -156,22 +146,14 @@ class Expansion(Strategy):
         return domain_id not in self.targets
 
     def test(self, observation: Observation) -> tuple[float, float] | None:
-        """Both sides of `expansion_test`; None where the targets rise without one.
-
-        With a margin, forgetting counts as far as it exceeds so many standard errors; where they are not known (nan, or
-        none at the first measurement), it counts in full.
-        """
+        """Both sides of `expansion_test`; None where the targets rise without one."""
         forgetting = observation.forgetting_since_start if self.since_start else observation.forgetting
-        if self.margin > 0 and observation.forgetting_error is not None:
-            error = np.nan_to_num(observation.forgetting_error, nan=0.0)
-            forgetting = np.maximum(forgetting - self.margin * error, 0.0)
         return expansion_test(observation.potential, forgetting, self.targets, self.epsilon)
 
     def _raise(self, observation: Observation) -> np.ndarray | None:
         """Proportions with the targets up by delta, None where nothing is left of it."""
         is_target = _is_target(self.targets, len(observation.proportions))
-        delta = _delta_now(self.delta, self.delta_schedule, observation)
-        rise = _rise(observation.proportions, is_target, delta, self.ceiling)
+        rise = _rise(observation.proportions, is_target, self.delta, self.ceiling)
         if rise <= 0:
             return None
         return _raised(observation.proportions, observation.potential, is_target, self.sigma, rise)
@@ -180,12 +162,11 @@ class Expansion(Strategy):
         """Proportions with the targets down by delta towards home, None where there is no need or nowhere to go."""
         proportions = observation.proportions
         is_target = _is_target(self.targets, len(proportions))
-        delta = _delta_now(self.delta, self.delta_schedule, observation)
         before = math.fsum(proportions[is_target])
         least = before if self.home is None or self._holds(observation) else math.fsum(self.home[is_target])
-        if forgotten == 0 or min(delta, before - least) <= ROUNDING or not proportions[~is_target].any():
+        if forgotten == 0 or min(self.delta, before - least) <= ROUNDING or not proportions[~is_target].any():
             return None
-        share = max(before - delta, least)
+        share = max(before - self.delta, least)
         lowered = _normalised(proportions[is_target]) * share
         return _moved(proportions, observation.potential, is_target, self.sigma, lowered, 1.0 - share)
 
@@ -227,7 +208,7 @@ class IncreaseUnconditional(Expansion):
     """Algorithm 3 without the test of its line 8 (arXiv 2411.11266, section 5, Fig. 4): up at every update.
 
     At the ceiling Algorithm 2 follows, as in `Expansion`. Where no target has potential, delta is shared evenly.
-    `home`, `hold`, `since_start` and `margin` have nothing to act on.
+    `home`, `hold` and `since_start` have nothing to act on.
     """
 
     epsilon: float = field(default=math.inf, init=False)
@@ -247,8 +228,6 @@ class IncreaseUniform(Strategy):
     """Rise of the targets' share per update, in (0, 1)."""
     ceiling: float = 1.0
     """The targets' share does not pass it, in (0, 1]."""
-    delta_schedule: str = "constant"
-    """A name in `DELTA_SCHEDULES`."""
 
     needs_losses = False
 
@@ -256,8 +235,7 @@ class IncreaseUniform(Strategy):
         """The targets raised up to the ceiling, and the rest even."""
         proportions = observation.proportions
         is_target = _is_target(self.targets, len(proportions))
-        delta = _delta_now(self.delta, self.delta_schedule, observation)
-        rise = _rise(proportions, is_target, delta, self.ceiling)
+        rise = _rise(proportions, is_target, self.delta, self.ceiling)
         rest = max(1.0 - math.fsum(proportions[is_target]) - rise, 0.0)
         moved = np.empty_like(proportions)
         moved[is_target] = proportions[is_target] + rise / is_target.sum()
@@ -276,11 +254,6 @@ def _is_target(targets: Targets, num_domains: int) -> np.ndarray:
 def _normalised(values: np.ndarray) -> np.ndarray:
     """Values >= 0 scaled to sum 1; even where all are 0, and none where there are none."""
     return values / values.sum() if values.any() else np.ones_like(values) / values.size
-
-
-def _delta_now(delta: float, delta_schedule: str, observation: Observation) -> float:
-    progress = min(observation.step / observation.num_steps, 1.0)
-    return delta * DELTA_SCHEDULES[delta_schedule](progress)
 
 
 def _rise(proportions: np.ndarray, is_target: np.ndarray, delta: float, ceiling: float) -> float:
@@ -323,8 +296,4 @@ def _names(observation: Observation, targets: Targets) -> str:
 
 def _rise_note(observation: Observation, targets: Targets, ceiling: float, raised: bool) -> str:
     names = _names(observation, targets)
-    if raised:
-        return f"{names} raised"
-    share = math.fsum(observation.proportions[_is_target(targets, len(observation.proportions))])
-    reason = f"it is at its ceiling {ceiling:g}" if ceiling - share <= ROUNDING else "delta is 0"
-    return f"no step for {names}, {reason}"
+    return f"{names} raised" if raised else f"no step for {names}, it is at its ceiling {ceiling:g}"
