@@ -2,36 +2,16 @@
 
 Pre-trains two tiny Llamas (2.6M parameters) on known, skewed mixtures of six domains (half of the train rows), detects
 the mixture in 2,000 samples with the embedded judge (fitted on the other half), and prints the total variation (TV)
-to the truth against the number of samples, with 95 % bootstrap intervals, for three ways to aggregate: the mean
-judgement (the product's default); corrected by the judge's confusion on held-out rows; corrected by its confusion on
-the model's own continuations of the first 3 to 10 tokens of validation rows, whose domain is known. Everything
-finished is kept in FOLDER and not done again. On two busy CPU cores some 50 minutes, nearly all of it pre-training.
+to the truth against the number of samples, with 95 % bootstrap intervals. Everything finished is kept in FOLDER and
+not done again. On two busy CPU cores some 50 minutes, nearly all of it pre-training.
 
-What it found, 2,000 samples against the mixture of documents, model 0 / model 1:
+What it found, 2,000 samples against the mixture of documents, model 0 / model 1: .136 / .034. The limit is the judge
+on a weak model's text, not the number of samples: its "general" texts read like "science".
 
-    mean judgement                       .136 / .034
-    corrected, held-out rows             .120 / .034
-    corrected, own continuations         .076 / .045   (1,800 of them; 1,200 others .052 / .044; all .055 / .040)
-
-The limit is the judge on a weak model's text, not the number of samples: its "general" texts read like "science".
-Held-out rows do not show that, own continuations do, but their correction multiplies the noise and depends on the
-number of real tokens given (3 to 5: .040 / .075). At most .05 on both models was not reached.
-
-Other judges, explored on 3,000 to 4,000 other samples: mean; corrected by held-out rows; by 1,200 continuations:
-
-    words 1-2, naive Bayes                          .160 / .063      .151 / .078      .049 / .050
-    words 1-2, logistic regression                  .158 / .059      .135 / .059      .044 / .036
-    characters 2-4, logistic regression             .119 / .067      .085 / .056      .027 / .028
-    words and characters (the product's)            .138 / .054      .110 / .049      .023 / .027
-    characters, random pieces of rows added         .145 / .056      .099 / .055      .026 / .032
-    characters, first 160 characters alone          .126 / .063      .085 / .053      .030 / .044
-    words, naive Bayes, first 80 characters alone   .106 / .038      .069 / .039      .075 / .046
-    naive Bayes on four beginnings, averaged        .103 / .033
-
-Words shuffled, replaced and glued in the fitted rows: .17 / .05-.07. Unclear texts dropped, or weighted by their
-confidence (whole texts): within .02 of the mean. EM (Saerens et al. 2002): .06-.22 / .08-.19, recalibrated on own
-continuations .04-.12 / .05-.14. Continuations added to the fitted rows: .13-.17 on model 0. No intercept: worse. The
-first token that the models draw is right to .03 / .02; later they drift.
+What did not help, in an earlier version of this file: to correct the mean by the judge's confusion on held-out rows
+(.120 / .034) or on the model's own continuations of real rows (.044 to .076 / .040 to .045, with the noise of the
+correction itself), naive Bayes, words alone, EM, or to leave unclear texts out. The first token that the models draw
+is right to .03 / .02; later they drift.
 """
 
 import argparse
@@ -45,15 +25,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from versatune_plugin.measuring.detection.detect import CLEAR, detect, judged_samples, weighted_mean
+from versatune_plugin.files.fingerprints import model_fingerprint
+from versatune_plugin.measuring.detection.cached import judged_samples
+from versatune_plugin.measuring.detection.detect import detect
 from versatune_plugin.measuring.detection.judges.classifier import ClassifierJudge
-from versatune_plugin.measuring.detection.judges.correction import corrected_proportions, soft_confusion
+from versatune_plugin.measuring.detection.statistics import weighted_mean
 
 DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
 MIXTURES = ((0.05, 0.12, 0.08, 0.15, 0.25, 0.35), (0.28, 0.10, 0.24, 0.18, 0.12, 0.08))
 VOCABULARY, LENGTH, BATCH_TOKENS = 4096, 512, 4096
 START, END, PAD = 0, 1, 2
-PROMPT_TOKENS = (3, 4, 5, 6, 8, 10)
 NUM_RESAMPLES = 200
 
 
@@ -169,48 +150,6 @@ def pretrain(folder: Path, texts: dict[str, list[str]], mixture, num_tokens: int
     (folder / "truth.json").write_text(json.dumps(truth))
 
 
-# --- continuations, whose domain is known -------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def continue_prompts(model, prompts: list[list[int]], seed: int) -> list[list[int]]:
-    """Texts that begin with prompts of one length, sampled at temperature 1; ended ones leave the batch."""
-    from transformers import DynamicCache
-
-    generator = torch.Generator().manual_seed(seed)
-    written = [prompt[1:] for prompt in prompts]
-    cache, inputs, rows = DynamicCache(config=model.config), torch.tensor(prompts), torch.arange(len(prompts))
-    while len(rows) and len(written[rows[0]]) < LENGTH:
-        logits = model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[:, -1]
-        inputs = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
-        for row, token in zip(rows.tolist(), inputs[:, 0].tolist(), strict=True):
-            written[row].append(token)
-        going_on = torch.flatten(inputs != END).nonzero()[:, 0]
-        rows, inputs = rows[going_on], inputs[going_on]
-        cache.batch_select_indices(going_on)
-    return written
-
-
-def make_continuations(model, tokenizer, texts: dict[str, list[str]], per_domain: int, seed: int) -> list[dict]:
-    """Per domain, so many texts that the model has written from the first tokens of rows it has not seen."""
-    rng = random.Random(seed)
-    continuations = []
-    for batch, length in enumerate(PROMPT_TOKENS):
-        chosen = [
-            (domain_id, tokenizer.encode(text, add_special_tokens=False, truncation=True, max_length=length))
-            for domain_id, domain in enumerate(DOMAINS)
-            for text in rng.choices(texts[domain], k=per_domain // len(PROMPT_TOKENS))
-        ]
-        chosen = [(domain_id, prompt) for domain_id, prompt in chosen if len(prompt) == length]
-        for written, (domain_id, _) in zip(
-            continue_prompts(model, [[START, *prompt] for _, prompt in chosen], seed + batch), chosen, strict=True
-        ):
-            text = tokenizer.decode(written, skip_special_tokens=True)
-            continuations.append({"domain_id": domain_id, "text": text, "num_tokens": len(written)})
-        print(f"  {len(continuations)} continuations", flush=True)
-    return continuations
-
-
 # --- measurement --------------------------------------------------------------------------------------------
 
 
@@ -218,29 +157,19 @@ def total_variation(first, second) -> float:
     return float(np.abs(np.asarray(first) - np.asarray(second)).sum() / 2)
 
 
-def measure(probabilities, weights, truth, aggregate, seed: int) -> dict:
-    """TV to the truth of an aggregate, with an interval over resampled texts."""
+def measure(probabilities, weights, truth, seed: int) -> dict:
+    """TV to the truth of the mean, with an interval over resampled texts."""
     rng = np.random.default_rng(seed)
     resampled = [rng.integers(len(weights), size=len(weights)) for _ in range(NUM_RESAMPLES)]
-    distances = [total_variation(aggregate(probabilities[rows], weights[rows], rng), truth) for rows in resampled]
+    distances = [total_variation(weighted_mean(probabilities[rows], weights[rows]), truth) for rows in resampled]
     low, high = np.percentile(distances, [2.5, 97.5])
-    proportions = aggregate(probabilities, weights, None)
+    proportions = weighted_mean(probabilities, weights)
     return {"tv": total_variation(proportions, truth), "low": low, "high": high, "proportions": proportions.tolist()}
 
 
-def corrected_by(judgements, domain_ids, lengths, count: str):
-    """An aggregate that is corrected by the confusion on texts of known domain; resampled with the rest."""
-
-    def aggregate(probabilities, weights, rng):
-        rows = np.arange(len(domain_ids)) if rng is None else rng.integers(len(domain_ids), size=len(domain_ids))
-        counts = lengths[rows] if count == "tokens" else np.ones(len(rows))
-        return corrected_proportions(probabilities, weights, soft_confusion(judgements[rows], domain_ids[rows], counts))
-
-    return aggregate
-
-
-def look_at(folder: Path, judge: ClassifierJudge, heldout: dict, options, seed: int) -> list[dict]:
-    from versatune_plugin.measuring.detection.generation import LocalGenerator, load_causal_lm, model_fingerprint
+def look_at(folder: Path, judge: ClassifierJudge, options, seed: int) -> list[dict]:
+    from versatune_plugin.measuring.detection.generation import LocalGenerator
+    from versatune_plugin.measuring.detection.models import load_causal_lm
 
     model, tokenizer = load_causal_lm(str(folder), dtype="float32", device="cpu")
     fingerprint = model_fingerprint(str(folder))
@@ -256,49 +185,16 @@ def look_at(folder: Path, judge: ClassifierJudge, heldout: dict, options, seed: 
     largest = max(options.num_samples)
     document = detect(generator, judge, num_samples=largest, iterations=1, folder=folder / "cache")
     samples, probabilities = judged_samples(folder / "cache", document)
-    written = folder / f"continuations-{options.continuations}.json"
-    if not written.exists():
-        written.write_text(json.dumps(make_continuations(model, tokenizer, heldout, options.continuations, seed)))
-    continuations = json.loads(written.read_text())
-    known = {
-        "own continuations": (
-            [text["text"] for text in continuations],
-            np.array([text["domain_id"] for text in continuations]),
-            np.array([text["num_tokens"] for text in continuations], dtype=float),
-        ),
-        "held-out rows": (
-            [text for domain in DOMAINS for text in heldout[domain]],
-            np.repeat(np.arange(len(DOMAINS)), [len(heldout[domain]) for domain in DOMAINS]),
-            np.array(
-                [
-                    len(tokenizer.encode(text, truncation=True, max_length=LENGTH))
-                    for domain in DOMAINS
-                    for text in heldout[domain]
-                ],
-                dtype=float,
-            ),
-        ),
-    }
-    judgements = {name: judge.judge(texts) for name, (texts, _, _) in known.items()}
-    for name, (_, domain_ids, _) in known.items():
-        accuracy = np.diag(soft_confusion(np.eye(len(DOMAINS))[judgements[name].argmax(axis=1)], domain_ids)).mean()
-        unclear = (judgements[name].max(axis=1) < CLEAR).mean()
-        print(f"  accuracy on {name}: {accuracy:.3f}; without a clear domain {unclear:.3f}")
-    print(f"  samples without a clear domain: {document['unclear_share']:.3f}; ended {document['share_finished']:.3f}")
+    print(f"  samples without a clear domain: {document.unclear_share:.3f}; ended {document.share_finished:.3f}")
     truth = json.loads((folder / "truth.json").read_text())
     results = []
     for count in ("samples", "tokens"):
-        aggregates = {"mean": lambda rows, weights, rng: weighted_mean(rows, weights)} | {
-            f"corrected, {name}": corrected_by(judgements[name], domain_ids, lengths, count)
-            for name, (_, domain_ids, lengths) in known.items()
-        }
         for number in options.num_samples:
             judged = [row for row in range(number) if not np.isnan(probabilities[row, 0])]
             weights = np.array([samples[row].num_tokens if count == "tokens" else 1 for row in judged], dtype=float)
-            for name, aggregate in aggregates.items():
-                measured = measure(probabilities[judged], weights, truth[count], aggregate, seed)
-                results.append({"model": folder.name, "count": count, "num_samples": number, "way": name} | measured)
-                print("  {count:7} {num_samples:5} {way:28} TV {tv:.3f} [{low:.3f}, {high:.3f}]".format(**results[-1]))
+            measured = measure(probabilities[judged], weights, truth[count], seed)
+            results.append({"model": folder.name, "count": count, "num_samples": number} | measured)
+            print("  {count:7} {num_samples:5} TV {tv:.3f} [{low:.3f}, {high:.3f}]".format(**results[-1]))
     return results
 
 
@@ -308,7 +204,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=3_000_000, help="pre-training tokens of each model")
     parser.add_argument("--num-samples", type=int, nargs="+", default=[250, 500, 1000, 2000])
-    parser.add_argument("--continuations", type=int, default=300, help="per domain")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -317,7 +212,6 @@ def main() -> None:
         sys.exit(f"{options.data} has no DOMAIN/train.jsonl for: {', '.join(missing)}")
 
     parts = {domain: halves(read_texts(options.data, domain, "train"), domain) for domain in DOMAINS}
-    heldout = {domain: read_texts(options.data, domain, "validation") for domain in DOMAINS}
     judge = ClassifierJudge.fit({domain: users for domain, (_, users) in parts.items()})
     facts = judge.report()
     print(f"judge: held-out accuracy {facts['held_out_accuracy']:.3f}, fitted in {facts['fit_seconds']:.1f} s")
@@ -329,7 +223,7 @@ def main() -> None:
             began = time.perf_counter()
             pretrain(folder, {domain: half for domain, (half, _) in parts.items()}, mixture, options.tokens, seed)
             print(f"  pre-trained in {time.perf_counter() - began:.0f} s")
-        results += look_at(folder, judge, heldout, options, seed)
+        results += look_at(folder, judge, options, seed)
     print(f"judgements per second: {judge.report()['judgements_per_second']}")
     (options.output / "results.json").write_text(json.dumps({"judge": judge.report(), "results": results}, indent=1))
 

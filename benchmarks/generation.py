@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from versatune_plugin.measuring.detection.generation import LocalGenerator, load_causal_lm, start_token
+from versatune_plugin.measuring.detection.generation import LocalGenerator
+from versatune_plugin.measuring.detection.models import load_causal_lm, start_token
 
 
 def naive(model, end_ids, start_token_id, max_new_tokens, batch_size):

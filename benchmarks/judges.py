@@ -22,17 +22,17 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.servers import MODEL, START_TOKEN_ID, Proxy, Reply, server_url
+from versatune_plugin.measuring.detection.endpoint import Endpoint
 
 DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
 NUM_SLOTS = 32
 
 
 def sampled_texts(num_texts, num_tokens):
-    from versatune_plugin.measuring.detection.endpoint import EndpointGenerator
+    from versatune_plugin.measuring.detection.endpoint_generation import EndpointGenerator
 
-    generator = EndpointGenerator(
-        base_url=server_url(NUM_SLOTS), model=MODEL, start_token_id=START_TOKEN_ID, max_new_tokens=num_tokens
-    )
+    endpoint = Endpoint(base_url=server_url(NUM_SLOTS), model=MODEL)
+    generator = EndpointGenerator(endpoint, start_token_id=START_TOKEN_ID, max_new_tokens=num_tokens)
     return [sample.text for _, sample in sorted(generator.generate(0, range(num_texts)))]
 
 
@@ -40,7 +40,9 @@ def endpoint(concurrency):
     def build():
         from versatune_plugin.measuring.detection.judges.endpoint import EndpointJudge
 
-        return EndpointJudge(DOMAINS, {}, base_url=server_url(NUM_SLOTS), model=MODEL, concurrency=concurrency)
+        return EndpointJudge(
+            Endpoint(base_url=server_url(NUM_SLOTS), model=MODEL, concurrency=concurrency), DOMAINS, {}
+        )
 
     return build
 
@@ -56,7 +58,7 @@ def at_leisure(concurrency):
         reply = Reply(body=json.dumps(answer), after_seconds=0.1)
         proxy = Proxy(server_url(NUM_SLOTS), lambda request: reply if request.path == "/chat/completions" else None)
         proxy.start()
-        return EndpointJudge(DOMAINS, {}, base_url=proxy.url, model=MODEL, concurrency=concurrency)
+        return EndpointJudge(Endpoint(base_url=proxy.url, model=MODEL, concurrency=concurrency), DOMAINS, {})
 
     return build
 
@@ -64,8 +66,8 @@ def at_leisure(concurrency):
 def local():
     import torch
 
-    from versatune_plugin.measuring.detection.generation import load_causal_lm
     from versatune_plugin.measuring.detection.judges.local import LocalJudge
+    from versatune_plugin.measuring.detection.models import load_causal_lm
     from versatune_plugin.quickstart.model import save_model
 
     torch.set_num_threads(1)

@@ -359,7 +359,9 @@ class Laboratory:
 
     def _detect(self) -> dict[str, float]:
         """What the product detects in texts of the base, judged by a classifier fitted on the rows to train on."""
-        from versatune_plugin.measuring.detection.generation import LocalGenerator, load_causal_lm, model_fingerprint
+        from versatune_plugin.files.fingerprints import model_fingerprint
+        from versatune_plugin.measuring.detection.generation import LocalGenerator
+        from versatune_plugin.measuring.detection.models import load_causal_lm
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_causal_lm(self.model, dtype="float32", device=device)
@@ -381,7 +383,7 @@ class Laboratory:
             iterations=self._detection["iterations"],
             folder=self.folder / "detection",
         )
-        return {domain: float(document["proportions"][domain]) for domain in DOMAINS}
+        return {domain: float(document.proportions[domain]) for domain in DOMAINS}
 
     def _references(self, probe_rows: int) -> dict[str, float]:
         """Lowest loss, on the run's own probe rows, of the base fine-tuned on each domain alone."""

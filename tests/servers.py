@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from versatune_plugin.measuring.detection.endpoint import Endpoint
 from versatune_plugin.quickstart.model import GGUF_FILE
 
 MODEL = "smollm2"
@@ -60,6 +61,12 @@ def server_url(num_slots: int = 8) -> str:
     url = process.stdout.readline().strip()
     assert url, f"the server ended with status {process.wait()}"
     return url
+
+
+def make_endpoint(url: str, **settings) -> Endpoint:
+    """The client of a server here, with less patience than usual."""
+    given = {"model": MODEL, "concurrency": 4, "patience_seconds": 20, "timeout_seconds": 20} | settings
+    return Endpoint(base_url=url, **given)
 
 
 def _free_port() -> int:

@@ -35,6 +35,8 @@ LIGHT_MODULES = (
     "files.documents",
     "files.cache",
     "measuring.detection.detect",
+    "measuring.detection.run",
+    "files.fingerprints",
     "report.detection",
     "measuring.detection.judges",
     "measuring.detection.judges.prompt",
@@ -81,7 +83,7 @@ def test_importing_the_package_loads_nothing_that_python_has_not_loaded_already(
 
 @pytest.mark.parametrize(
     "module",
-    ["domains", "signals", "strategies", "mixture.mixture", "files.history", "report", "measuring.detection.detect"],
+    ["domains", "signals", "strategies", "mixture.mixture", "files.history", "report"],
 )
 def test_the_core_needs_neither_pydantic_nor_the_config(module):
     loaded = modules_loaded_by(f"import versatune_plugin.{module}")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from versatune_plugin.measuring.detection.detect import Sample, detect
+from versatune_plugin.measuring.detection.detect import detect
+from versatune_plugin.measuring.detection.samples import Sample
 
 WORDS = {"law": ["court", "statute"], "medicine": ["dose", "fever"], "code": ["def", "return"]}
 SHARES = (0.5, 0.3, 0.2)  # of the domains among the words of a text
@@ -83,7 +84,7 @@ class WordJudge:
 def main(folder, asked, settings, generator_dies=None, judge_dies=None):
     """Detect in this process and print the document."""
     generator, judge = WordGenerator(die_after=generator_dies), WordJudge(asked, die_after=judge_dies)
-    print(json.dumps(detect(generator, judge, folder=Path(folder), **settings)))
+    print(detect(generator, judge, folder=Path(folder), **settings).model_dump_json())
 
 
 if __name__ == "__main__":

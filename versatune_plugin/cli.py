@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from versatune_plugin import __version__
-from versatune_plugin.files.documents import read_document
 from versatune_plugin.files.history import history_path
 from versatune_plugin.report import make_report
 
@@ -46,8 +45,9 @@ def report(output_dirs: tuple[Path, ...], baseline: str | None, output: Path | N
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Where the PNG goes.")
 def detect(files: tuple[Path, ...], refresh: bool, show: bool, compare: bool, plot: Path | None) -> None:
     """Find out what the base model of a YAML (FILES) already knows of each domain."""
-    from versatune_plugin.measuring.detection import run as detection_run
-    from versatune_plugin.measuring.detection.detect import SCHEMA, judged_samples
+    from versatune_plugin.measuring.detection.cached import judged_samples
+    from versatune_plugin.measuring.detection.document import DetectionDocument
+    from versatune_plugin.measuring.detection.run import cache_folder
     from versatune_plugin.report.detection import format_detection, format_samples, plot_detections
 
     if len(files) > 1 and not compare:
@@ -56,24 +56,26 @@ def detect(files: tuple[Path, ...], refresh: bool, show: bool, compare: bool, pl
         raise click.UsageError("detection runs as one process: start it without a launcher")
     with _readable_errors():
         if compare:
-            documents = {str(file): read_document(file, SCHEMA) for file in files}
+            documents = {str(file): DetectionDocument.read(file) for file in files}
         else:
+            from versatune_plugin.hosts.axolotl.detection import detect_from_yaml
+
             _show_only_our_progress()
-            document, file = detection_run.detect_from_yaml(files[0], refresh, click.echo)
+            document, file = detect_from_yaml(files[0], refresh, click.echo)
             documents = {str(file): document}
-            click.echo(f"samples and judgements are kept in {detection_run.cache_folder(file)}")
+            click.echo(f"samples and judgements are kept in {cache_folder(file)}")
         for name, document in documents.items():
-            click.echo(f"{name}: {document['base_model']['name']}\n{format_detection(document)}")
+            click.echo(f"{name}: {document.base_model.name}\n{format_detection(document)}")
         if show and not compare:
-            samples = judged_samples(detection_run.cache_folder(file), document)
-            click.echo(format_samples(*samples, document["domains"]))
+            samples = judged_samples(cache_folder(file), document)
+            click.echo(format_samples(*samples, document.domains))
         plot = plot or (Path("detections.png") if compare else file.with_suffix(".png"))
         click.echo(f"plot: {plot_detections(_by_model(documents), plot)}")
 
 
-def _by_model(documents: dict[str, dict]) -> dict[str, dict]:
+def _by_model(documents: dict) -> dict:
     """Documents by the name of their model, or by their file where two have the same model."""
-    names = [document["base_model"]["name"] for document in documents.values()]
+    names = [document.base_model.name for document in documents.values()]
     unique = len(set(names)) == len(names)
     return dict(zip(names if unique else documents, documents.values(), strict=True))
 

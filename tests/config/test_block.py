@@ -269,11 +269,6 @@ def test_a_misspelt_strategy_comes_with_the_nearest_name():
             "detection.judge.model",
             "the name of the model to ask",
         ),
-        (
-            {"detection": {"judge": {"model": "m", "label_shift_correction": True}}},
-            "detection.judge.label_shift_correction",
-            "only the classifier has it",
-        ),
         ({"reference": {"epochs": 4}}, "reference.model", "Field required"),
         ({"reference": {"model": "m", "epochs": 0}}, "reference.epochs", "greater than or equal to 1"),
         ({"initial_proportions": "unifrom"}, "initial_proportions", "did you mean 'uniform'?"),

@@ -1,4 +1,3 @@
-import copy
 import sys
 
 import numpy as np
@@ -6,26 +5,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_plugin.measuring.detection.detect import Sample
+from tests.detections import make_document
+from versatune_plugin.measuring.detection.samples import Sample
 from versatune_plugin.report.detection import as_one_line, format_detection, format_samples, plot_detections
 
+DOMAINS = ["law", "general chat"]
 
-@pytest.fixture
-def document():
+
+def make(**changes):
     """Two domains, two whole iterations."""
-    tokens = {"proportions": {"law": 0.7, "general chat": 0.3}, "spread": {"law": 0.02, "general chat": 0.02}}
-    samples = {"proportions": {"law": 0.625, "general chat": 0.375}, "spread": {"law": 0.01, "general chat": 0.01}}
-    return {
-        "model": {"model": "SmolLM2-135M", "start_token": "<|endoftext|>", "start_token_id": 0},
+    shares = {
+        "samples": {"proportions": {"law": 0.625, "general chat": 0.375}, "spread": dict.fromkeys(DOMAINS, 0.01)},
+        "tokens": {"proportions": {"law": 0.7, "general chat": 0.3}, "spread": dict.fromkeys(DOMAINS, 0.02)},
+    }
+    intervals = {"law": (0.6, 0.65), "general chat": (0.35, 0.4)}
+    facts = {
         "judge": {"kind": "endpoint", "model": "Qwen2.5-72B-Instruct"},
         "judge_report": {},
-        "domains": ["law", "general chat"],
+        "domains": DOMAINS,
         "settings": {"num_samples": 1000, "iterations": 2, "tolerance": None, "count": "samples", "seed": 0},
-        "corrected": False,
-        "count": "samples",
-        "proportions": samples["proportions"],
-        "intervals": {"law": [0.6, 0.65], "general chat": [0.35, 0.4]},
-        "by_count": {"samples": samples, "tokens": tokens},
+        "proportions": shares["samples"]["proportions"],
+        "intervals": intervals,
+        "by_count": {name: share | {"intervals": intervals, "per_iteration": []} for name, share in shares.items()},
         "num_samples": 2000,
         "num_judged": 1880,
         "num_empty": 100,
@@ -33,8 +34,13 @@ def document():
         "share_finished": 0.774,
         "mean_num_tokens": 85.4,
         "unclear_share": 0.281,
-        "stopped_early": False,
     }
+    return make_document(**facts | changes)
+
+
+@pytest.fixture
+def document():
+    return make()
 
 
 def line_of(text, beginning):
@@ -54,38 +60,32 @@ def test_the_table_shows_each_domain_and_below_it_what_one_must_know_to_read_it(
         "judge: endpoint Qwen2.5-72B-Instruct\n"
         "no clear domain (none above 0.5): 28.1 % of the judged texts\n"
         "texts: 2,000 drawn, 1,880 judged, 100 empty, 20 without an answer\n"
-        "length: 85 tokens on average, 77.4 % ended by themselves"
+        "length: 85 tokens on average, 77.4 % ended by themselves\n"
+        "samples start from '<s>'"
     )
 
 
-def test_the_held_out_accuracy_of_a_judge_is_shown_where_it_has_one(document):
-    document |= {"judge": {"kind": "classifier"}, "judge_report": {"held_out_accuracy": 0.9312}}
+def test_the_held_out_accuracy_of_a_judge_is_shown_where_it_has_one():
+    document = make(judge={"kind": "classifier"}, judge_report={"held_out_accuracy": 0.9312})
     assert line_of(format_detection(document), "judge") == "judge: classifier, right on 93.1 % of held-out rows"
 
 
 def test_the_used_count_is_named_and_the_other_one_stands_beside_it(document):
-    used = document["by_count"]["tokens"]
-    text = format_detection(document | {"count": "tokens", "proportions": used["proportions"]})
+    text = format_detection(make(count="tokens", proportions=document.by_count["tokens"].proportions))
     assert text.splitlines()[0].endswith("by samples")
     assert text.splitlines()[1].split() == ["law", "0.700", "0.600", "-", "0.650", "0.020", "0.625"]
     assert line_of(text, "counted") == "counted: tokens (a text weighs its number of tokens)"
 
 
-def test_a_correction_and_an_early_stop_are_said(document):
-    settings = document["settings"] | {"tolerance": 0.06}
-    text = format_detection(document | {"corrected": True, "stopped_early": True, "settings": settings})
-    assert line_of(text, "counted").endswith(", corrected for the judge's known mistakes")
+def test_an_early_stop_is_said(document):
+    settings = document.settings.model_copy(update={"tolerance": 0.06})
+    text = format_detection(make(stopped_early=True, settings=settings))
     assert line_of(text, "stopped") == "stopped before 2,000 texts: all intervals are narrower than 0.06"
 
 
 def test_a_single_iteration_has_no_spread(document):
-    document["by_count"]["samples"]["spread"] = None
+    document.by_count["samples"].spread = None
     assert format_detection(document).splitlines()[1].split()[-2:] == ["-", "0.700"]
-
-
-def test_what_the_samples_start_from_is_said(document):
-    text = format_detection(document | {"start": "samples start from '<s>' (id 1): the tokenizer's BOS token"})
-    assert text.endswith("\nsamples start from '<s>' (id 1): the tokenizer's BOS token")
 
 
 # --- texts --------------------------------------------------------------------------------------------------
@@ -151,8 +151,7 @@ def labels_of(monkeypatch, documents, path):
 
 
 def test_each_model_has_a_bar_with_percentages_and_intervals(matplotlib, document, monkeypatch, tmp_path):
-    other = copy.deepcopy(document)
-    other["domains"].reverse()
+    other = make(domains=DOMAINS[::-1])
     numbers, names, axes = labels_of(monkeypatch, {"a": document, "b": other}, tmp_path / "detections.png")
     assert numbers == 2 * ["62.5 %  (60.0 - 65.0)"] + 2 * ["37.5 %  (35.0 - 40.0)"]
     assert names == ["a", "b"]
@@ -161,10 +160,9 @@ def test_each_model_has_a_bar_with_percentages_and_intervals(matplotlib, documen
 
 
 def test_a_segment_that_is_too_thin_for_its_numbers_has_none(matplotlib, document, monkeypatch, tmp_path):
-    document |= {
-        "proportions": {"law": 0.99, "general chat": 0.01},
-        "intervals": {"law": [0.98, 1], "general chat": [0, 0.02]},
-    }
+    document = make(
+        proportions={"law": 0.99, "general chat": 0.01}, intervals={"law": [0.98, 1], "general chat": [0, 0.02]}
+    )
     numbers, _, _ = labels_of(monkeypatch, {"a": document}, tmp_path / "plot.png")
     assert numbers == ["99.0 %  (98.0 - 100.0)"]
 
@@ -174,24 +172,24 @@ def test_names_that_matplotlib_would_read_as_something_else_and_many_domains_are
     matplotlib, document, tmp_path
 ):
     domains = ["_hidden", "$100 and $200", *(f"domain {i}" for i in range(18))]
-    document |= {
-        "domains": domains,
-        "proportions": dict.fromkeys(domains, 0.05),
-        "intervals": {domain: [0, 0.1] for domain in domains},
-    }
+    document = make(
+        domains=domains,
+        proportions=dict.fromkeys(domains, 0.05),
+        intervals={domain: [0, 0.1] for domain in domains},
+    )
     plot = plot_detections({"org/a-model-with-a-very-long-name-of-$5 $6": document}, tmp_path / "plot.png")
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_detections_of_different_domains_are_not_compared(matplotlib, document, tmp_path):
-    other = document | {"domains": ["law", "general"]}
+    other = make(domains=["law", "general"])
     with pytest.raises(ValueError, match=r"a and b were measured on different domains: b names .* 'general'"):
         plot_detections({"a": document, "b": other}, tmp_path / "plot.png")
     assert not (tmp_path / "plot.png").exists()
 
 
 def test_detections_that_count_different_things_are_not_compared(matplotlib, document, tmp_path):
-    other = document | {"count": "tokens"}
+    other = make(count="tokens")
     with pytest.raises(ValueError, match="a counts samples and b counts tokens: detect again with the same count"):
         plot_detections({"a": document, "b": other}, tmp_path / "plot.png")
 

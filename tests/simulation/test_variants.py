@@ -1,7 +1,7 @@
 """What `--try` changes, and what it may not."""
 
+from tests.detections import make_document
 from tests.simulation.histories import proportions, refusal
-from versatune_plugin.files.documents import write_document
 from versatune_plugin.simulation import simulate
 from versatune_plugin.simulation.variants import merged
 
@@ -52,9 +52,9 @@ def test_a_detected_start_is_read_from_its_file(source, monkeypatch, tmp_path):
     assert "versatune/detection.json does not exist; `versatune detect CONFIG` makes it" in refusal(
         source, "initial_proportions=null"
     )
-    write_document("detected.json", "versatune/detection", {"proportions": {"law": 0.8, "code": 0.2}})
+    make_document(proportions={"law": 0.8, "code": 0.2}).write("detected.json")
     outcome = simulate(source, ["initial_proportions=detected.json"]).outcomes[1]
     assert proportions(outcome)[0] == [0.8, 0.2]
     assert "detected.json was read without checking that it is of this model and these rows" in outcome.notes
-    write_document("detected.json", "versatune/detection", {"proportions": {"law": 0.8, "medicine": 0.2}})
+    make_document(proportions={"law": 0.8, "medicine": 0.2}).write("detected.json")
     assert "names an unknown domain 'medicine'" in refusal(source, "initial_proportions=detected.json")

@@ -239,20 +239,12 @@ class JudgeConfig(Block):
         strict=True,
         description="A model that judges is asked about each text so many times, with the domains in another order.",
     )
-    label_shift_correction: bool = Field(
-        False,
-        strict=True,
-        description="Correct the classifier's mean by its confusion matrix; hardly helps on generated text.",
-    )
 
     def problems(self) -> list[Problem]:
         """Keys that the kind of judge has no use for."""
-        problems: list[Problem] = []
         if self.endpoint and not self.model:
-            problems.append((("model",), "an endpoint needs the name of the model to ask there"))
-        if self.label_shift_correction and self.model:
-            problems.append((("label_shift_correction",), "only the classifier has it; leave `model` out, or this key"))
-        return problems
+            return [(("model",), "an endpoint needs the name of the model to ask there")]
+        return []
 
 
 class DetectionConfig(Block):

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from versatune_plugin.files.fingerprints import model_fingerprint
+
 ADAPTER_FILE = "adapter_config.json"
 
 
@@ -35,8 +37,6 @@ class Target:
 
     def fingerprint(self) -> str | None:
         """Changes with the weights; None for a hub model that is not in the cache."""
-        from versatune_plugin.measuring.detection.generation import model_fingerprint
-
         parts = [model_fingerprint(name) for name in (self.base, self.adapter) if name]
         return "+".join(parts) if None not in parts else None
 

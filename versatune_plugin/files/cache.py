@@ -1,153 +1,113 @@
-"""Append-only files of JSON lines that outlive a kill: one file per identity of what made the records.
+"""What was made at some cost, kept in one SQLite file: records by what made them and by what was asked.
 
-The first line says what the file is and holds the identity; every record after it is one line, written with one
-system call as soon as it is known. A kill tears at most the last line, which is cut off when the file is opened again.
+Each record is committed as soon as it is known. With a write-ahead log a commit costs microseconds and outlives the
+process that made it, however that ends; a loss of power may take the newest records, never the file.
 """
 
-import hashlib
 import json
-import logging
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from versatune_plugin.files.history import to_line, write_atomically
-
 VERSION = 1
+FILE_NAME = "cache.sqlite3"
 KEPT = "what was written so far is kept: make room and repeat the same command, it goes on from there"
 
-logger = logging.getLogger(__name__)
+_TABLES = f"""
+BEGIN;
+CREATE TABLE makers (id INTEGER PRIMARY KEY, kind TEXT, identity TEXT, UNIQUE (kind, identity));
+CREATE TABLE records (maker INTEGER, key TEXT, record TEXT, PRIMARY KEY (maker, key));
+PRAGMA user_version = {VERSION};
+COMMIT;
+"""
 
 
-def text_digest(text: str) -> str:
-    """A name for a text, 32 hexadecimal digits; the same for the same text."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def log_path(folder: str | os.PathLike, kind: str, identity: dict) -> Path:
-    """Where records of this kind and identity lie, such as ``FOLDER/samples-0123456789abcdef.jsonl``."""
-    return Path(folder) / f"{kind}-{text_digest(_canonical(identity))[:16]}.jsonl"
-
-
-def read_log(folder: str | os.PathLike, kind: str, identity: dict) -> list[dict]:
-    """The records of a log in the order in which they were written; none where there is no file. Changes nothing.
-
-    Raises:
-        ValueError: The file is of another kind, version or identity, or a line before the last one is damaged.
-        OSError: The file cannot be read.
-    """
-    path = log_path(folder, kind, identity)
-    return _read(path, kind, identity)[0] if path.exists() else []
-
-
-class Log:
-    """The log of one kind and identity, to be extended.
+class Cache:
+    """The cache of a folder, for one process at a time; a context manager.
 
     Args:
         folder: Made if it does not exist.
-        kind: What the records are, such as ``"samples"``; the first part of the file's name.
-        identity: JSON-able; everything the records depend on.
-
-    Attributes:
-        found: The records that were there when the log was opened.
 
     Raises:
-        ValueError: As `read_log`.
-        OSError: The file cannot be read or written.
+        ValueError: The file there is damaged, or is no cache of this release.
+        OSError: It cannot be read or written.
     """
 
-    def __init__(self, folder: str | os.PathLike, kind: str, identity: dict) -> None:
-        self.path = log_path(folder, kind, identity)
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.path = Path(folder) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            with _explained(self.path):
-                write_atomically(self.path, to_line({**_header(kind), "identity": identity}))
-        self.found, self._size = _read(self.path, kind, identity)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        if self.path.stat().st_size > self._size:
-            logger.warning("%s: the last line was torn when a run was cut off; it is made again", self.path)
-            os.ftruncate(self._file, self._size)
+        with self._explained():
+            self._connection = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            with self._explained():
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
 
-    def append(self, record: dict) -> None:
-        """Write a record, whole or not at all.
+    def maker(self, kind: str, identity: dict) -> int:
+        """The number of what makes records of a kind, such as ``"samples"``.
 
-        Raises:
-            OSError: It cannot be written; the message names the file and says how to go on.
+        Args:
+            kind: What the records are.
+            identity: JSON-able; everything the records depend on.
         """
-        line = to_line(record).encode()
-        with _explained(self.path):
-            written = os.write(self._file, line)
-            if written < len(line):
-                os.ftruncate(self._file, self._size)
-                raise OSError(f"only {written} of {len(line)} bytes could be written")
-        self._size += written
+        row = (kind, json.dumps(identity, sort_keys=True, allow_nan=False))
+        with self._explained():
+            self._connection.execute("INSERT OR IGNORE INTO makers (kind, identity) VALUES (?, ?)", row)
+            (number,) = self._connection.execute(
+                "SELECT id FROM makers WHERE kind = ? AND identity = ?", row
+            ).fetchone()
+        return number
 
-    def close(self) -> None:
-        """Put what was written on the disk and close the file."""
-        with _explained(self.path):
-            os.fsync(self._file)
-        os.close(self._file)
+    def read(self, maker: int) -> dict[str, dict]:
+        """All records of a maker by their key."""
+        with self._explained():
+            rows = self._connection.execute("SELECT key, record FROM records WHERE maker = ?", (maker,))
+            return {key: json.loads(record) for key, record in rows}
 
-    def __enter__(self) -> "Log":
+    def write(self, maker: int, key: str, record: dict) -> None:
+        """Keep a record, whole or not at all.
+
+        Args:
+            maker: Who made it.
+            key: What was asked.
+            record: JSON-able, finite numbers only; floats read back to the same double.
+        """
+        row = (maker, key, json.dumps(record, allow_nan=False))
+        with self._explained():
+            self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", row)
+
+    def __enter__(self) -> "Cache":
         return self
 
     def __exit__(self, *_) -> None:
-        self.close()
+        self._connection.close()
 
+    def _prepare(self) -> None:
+        # An exclusive lock needs no memory shared between processes, which network file systems do not have
+        for setting in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL"):
+            self._connection.execute(f"PRAGMA {setting}")
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        (num_tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version == 0 and not num_tables:
+            self._connection.executescript(_TABLES)
+        elif version != VERSION:
+            raise ValueError(
+                f"{self.path} has version {version}, this release reads {VERSION}: move it away, and what it holds is "
+                "made anew"
+            )
 
-def _canonical(identity: dict) -> str:
-    return json.dumps(identity, sort_keys=True, allow_nan=False)
-
-
-def _header(kind: str) -> dict:
-    return {"schema": f"versatune/{kind}", "version": VERSION}
-
-
-def _read(path: Path, kind: str, identity: dict) -> tuple[list[dict], int]:
-    """The records of a file, and the bytes of its whole lines (a torn last line is left out of both)."""
-    records, size, torn = [], 0, None
-    with path.open("rb") as file:
-        header = file.readline()
-        _check_header(path, header, kind, identity)
-        for number, line in enumerate(file, start=2):
-            if torn is not None:
-                raise ValueError(f"{path}, line {torn} is damaged: delete this line, and the command makes it again")
-            record = _parse(line) if line.endswith(b"\n") else None
-            if record is None:
-                torn = number
-            else:
-                records.append(record)
-                size += len(line)
-    return records, len(header) + size
-
-
-def _check_header(path: Path, line: bytes, kind: str, identity: dict) -> None:
-    header, expected = _parse(line) or {}, _header(kind)
-    if header.get("schema") != expected["schema"]:
-        raise ValueError(f"{path} is not a file of {kind} (its schema: {header.get('schema')!r}): move it away")
-    if header.get("version") != VERSION:
-        raise ValueError(
-            f"{path} has version {header.get('version')!r}, this release reads {VERSION}: move it away, "
-            f"and the {kind} are made anew"
-        )
-    if _canonical(header.get("identity")) != _canonical(identity):
-        raise ValueError(f"{path} holds {kind} of something else, says its first line: move it away")
-
-
-def _parse(line: bytes) -> dict | None:
-    """The record in a line; None where the line is not one."""
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Name the file in a fault of the disk, and say how to go on."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}; {KEPT}") from error
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Name the file in a fault of the disk or of its content, and say how to go on."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{self.path} cannot be read or written: {error}; {KEPT}") from error
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{self.path} is damaged ({error}): move it away, and what it holds is made anew"
+            ) from error

@@ -11,6 +11,7 @@ from versatune_plugin.config.measured import Measured, ReferenceRun
 from versatune_plugin.config.settings import Settings, provisional, resolve
 from versatune_plugin.domains import check_domain_names
 from versatune_plugin.files import rows as data
+from versatune_plugin.files.fingerprints import model_fingerprint
 from versatune_plugin.hosts import stream_checks
 from versatune_plugin.hosts.length import RunLength
 
@@ -152,8 +153,6 @@ def rows_per_epoch(config: VersaTuneConfig, num_rows: Mapping[str, int]) -> int:
 
 def describe_model(model, revision: str | None = None) -> dict:
     """Name and fingerprint of a model, given by name or as an object; without a name, one it never had."""
-    from versatune_plugin.measuring.detection.generation import model_fingerprint
-
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
     return {"name": name, "fingerprint": model_fingerprint(name, revision) if name else None}
 

@@ -1,5 +1,7 @@
 """What cannot be had with streams, each with the reason and the way out; imports no host."""
 
+from typing import NoReturn
+
 from versatune_plugin.strategies.staged import STAGED
 
 HELD_OUT = "loss probes need rows that can be measured again: give Dataset.from_list(list(stream.take(200)))"
@@ -85,7 +87,7 @@ def dispatch_problems(args) -> list[str]:
     ]
 
 
-def fitted_on_rows() -> None:
+def fitted_on_rows() -> NoReturn:
     """Stands for the texts of streams where a detection is compared with them.
 
     Raises:

@@ -40,7 +40,8 @@ from versatune_plugin.hosts.checks import (
 from versatune_plugin.hosts.length import RunLength, rows_per_rank, rows_per_step
 from versatune_plugin.hosts.progress import show_mixture
 from versatune_plugin.measuring import references
-from versatune_plugin.measuring.detection.run import BaseModel, detected_start
+from versatune_plugin.measuring.detection.models import SampledModel
+from versatune_plugin.measuring.detection.run import detected_start
 from versatune_plugin.measuring.probe_plan import ProbePlan, plan_probes, probe_rows, rows_drawn
 from versatune_plugin.measuring.probes import (
     Probes,
@@ -106,7 +107,7 @@ class VersaTuneMixin(_Host):
         model = args[0] if args else kwargs.get("model")
         name = describe_model(model)["name"]
         texts = stream_checks.fitted_on_rows if are_streams(train) else None
-        measured = detected_start(config, tuple(train), BaseModel(name), texts, visible_logger())
+        measured = detected_start(config, tuple(train), SampledModel(name), texts, visible_logger())
         path, document = config.references_file, None
         if path is not None:
             of_file, document = references.of_file(config, tuple(train), model, describe_model, _REMEDY)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from versatune_plugin.domains import misfits
-from versatune_plugin.measuring.detection.detect import CLEAR, Sample
+from versatune_plugin.measuring.detection.document import Detection, DetectionDocument
+from versatune_plugin.measuring.detection.samples import Sample
+from versatune_plugin.measuring.detection.statistics import CLEAR
 from versatune_plugin.report.drawing import label, marks, new_figure, save_png
 from versatune_plugin.tables import aligned
 
@@ -19,48 +21,43 @@ LINE_INCHES = 0.13  # of the plot's numbers; a thinner segment has no room for t
 # --- the table ----------------------------------------------------------------------------------------------
 
 
-def format_detection(document: dict) -> str:
-    """A detection as an aligned table, one row per domain, and what one must know to read it.
-
-    Args:
-        document: What `detect` returned, or detection.json as read.
-    """
-    count = document["count"]
-    other = next(name for name in document["by_count"] if name != count)
-    used = document["by_count"][count]
+def format_detection(document: Detection) -> str:
+    """A detection as an aligned table, one row per domain, and what one must know to read it."""
+    other = next(name for name in document.by_count if name != document.count)
+    spread = document.by_count[document.count].spread
     table = [("domain", "proportion", "95 % interval", "spread", f"by {other}")]
-    for domain, (low, high) in document["intervals"].items():
+    for domain, (low, high) in document.intervals.items():
         table.append(
             (
                 domain,
-                f"{document['proportions'][domain]:.3f}",
+                f"{document.proportions[domain]:.3f}",
                 f"{low:.3f} - {high:.3f}",
-                f"{used['spread'][domain]:.3f}" if used["spread"] else "-",
-                f"{document['by_count'][other]['proportions'][domain]:.3f}",
+                f"{spread[domain]:.3f}" if spread else "-",
+                f"{document.by_count[other].proportions[domain]:.3f}",
             )
         )
     return "\n".join([aligned(table), *_notes(document)])
 
 
-def _notes(document: dict) -> list[str]:
+def _notes(document: Detection) -> list[str]:
     weighs = {"samples": "every text weighs the same", "tokens": "a text weighs its number of tokens"}
-    judge, settings = document["judge"], document["settings"]
-    accuracy = document["judge_report"].get("held_out_accuracy")
-    name = " ".join(str(judge[key]) for key in ("kind", "name", "model") if judge.get(key))
+    settings = document.settings
+    accuracy = document.judge_report.get("held_out_accuracy")
+    name = " ".join(document.judge_name.values())
     notes = [
-        f"counted: {document['count']} ({weighs[document['count']]})"
-        + (", corrected for the judge's known mistakes" if document["corrected"] else ""),
+        f"counted: {document.count} ({weighs[document.count]})",
         f"judge: {name}" + ("" if accuracy is None else f", right on {_percent(accuracy)} of held-out rows"),
-        f"no clear domain (none above {CLEAR:g}): {_percent(document['unclear_share'])} of the judged texts",
-        f"texts: {document['num_samples']:,} drawn, {document['num_judged']:,} judged, "
-        f"{document['num_empty']:,} empty, {document['num_not_judged']:,} without an answer",
-        f"length: {document['mean_num_tokens']:.0f} tokens on average, "
-        f"{_percent(document['share_finished'])} ended by themselves",
-        *([document["start"]] if "start" in document else []),
+        f"no clear domain (none above {CLEAR:g}): {_percent(document.unclear_share)} of the judged texts",
+        f"texts: {document.num_samples:,} drawn, {document.num_judged:,} judged, "
+        f"{document.num_empty:,} empty, {document.num_not_judged:,} without an answer",
+        f"length: {document.mean_num_tokens:.0f} tokens on average, "
+        f"{_percent(document.share_finished)} ended by themselves",
     ]
-    if document["stopped_early"]:
-        planned = settings["num_samples"] * settings["iterations"]
-        notes.append(f"stopped before {planned:,} texts: all intervals are narrower than {settings['tolerance']:g}")
+    if isinstance(document, DetectionDocument):
+        notes.append(document.start)
+    if document.stopped_early:
+        planned = settings.num_samples * settings.iterations
+        notes.append(f"stopped before {planned:,} texts: all intervals are narrower than {settings.tolerance:g}")
     return notes
 
 
@@ -101,7 +98,7 @@ def as_one_line(text: str, max_shown: int = MAX_SHOWN) -> str:
 # --- the plot -----------------------------------------------------------------------------------------------
 
 
-def plot_detections(documents: Mapping[str, dict], path: str | os.PathLike) -> Path:
+def plot_detections(documents: Mapping[str, Detection], path: str | os.PathLike) -> Path:
     """One stacked bar per model, with the percentage and the 95 % interval of each domain in its segment, as a PNG.
 
     Segments that are too thin for a line of text have no numbers; they stand in the table.
@@ -124,11 +121,11 @@ def plot_detections(documents: Mapping[str, dict], path: str | os.PathLike) -> P
     axes = figure.subplots()
     bottoms = np.zeros(len(documents))
     for domain, mark in zip(domains, marks(len(domains)), strict=True):
-        shares = np.array([document["proportions"][domain] for document in documents.values()])
+        shares = np.array([document.proportions[domain] for document in documents.values()])
         axes.bar(range(len(documents)), shares, 0.86, bottoms, label=label(domain), **mark.of_area)
         for position, document in enumerate(documents.values()):
             if shares[position] * (height - 1) >= LINE_INCHES:
-                low, high = document["intervals"][domain]
+                low, high = document.intervals[domain]
                 axes.text(
                     position,
                     bottoms[position] + shares[position] / 2,
@@ -147,19 +144,19 @@ def plot_detections(documents: Mapping[str, dict], path: str | os.PathLike) -> P
     return save_png(figure, path)
 
 
-def _what_is_compared(documents: Mapping[str, dict]) -> tuple[list[str], str]:
+def _what_is_compared(documents: Mapping[str, Detection]) -> tuple[list[str], str]:
     """Domains in the order of the first detection, and the count of all of them."""
     (first_name, first), *others = documents.items()
     for name, document in others:
-        problems = misfits(document["domains"], first["domains"], name)
+        problems = misfits(document.domains, first.domains, name)
         if problems:
             raise ValueError(f"{first_name} and {name} were measured on different domains: {'; '.join(problems)}")
-        if document["count"] != first["count"]:
+        if document.count != first.count:
             raise ValueError(
-                f"{first_name} counts {first['count']} and {name} counts {document['count']}: "
+                f"{first_name} counts {first.count} and {name} counts {document.count}: "
                 "detect again with the same count"
             )
-    return first["domains"], first["count"]
+    return first.domains, first.count
 
 
 def _readable_on(colour) -> str:

@@ -12,9 +12,8 @@ from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.blocks import readable
 from versatune_plugin.config.checks import domain_problems
 from versatune_plugin.config.measured import Measured
-from versatune_plugin.files.documents import read_document
 from versatune_plugin.measuring import references
-from versatune_plugin.measuring.detection.detect import SCHEMA as DETECTION
+from versatune_plugin.measuring.detection.document import DetectionDocument
 
 
 def merged(block: Mapping, text: str) -> dict:
@@ -82,7 +81,7 @@ def _start(config: VersaTuneConfig) -> Measured:
             f"versatune.initial_proportions: {file} does not exist; `versatune detect CONFIG` makes it; to do "
             "without: --try initial_proportions=uniform"
         )
-    return Measured(start=read_document(file, DETECTION)["proportions"])
+    return Measured(start=DetectionDocument.read(file).proportions)
 
 
 def _references(config: VersaTuneConfig) -> Measured:

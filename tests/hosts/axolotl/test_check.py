@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("axolotl")
 
+from tests.detections import make_document
 from tests.hosts import runs
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
 from versatune_plugin import cli
@@ -354,20 +355,9 @@ def test_a_domain_without_held_out_rows_is_named(write):
 
 
 def test_a_detection_of_another_model_is_refused(write, light):
-    from versatune_plugin.files.documents import write_document
-    from versatune_plugin.measuring.detection.detect import SCHEMA
-
     Path("versatune").mkdir()
-    document = {
-        "base_model": {"name": "other", "fingerprint": "content 0"},
-        "domains": list(DOMAINS),
-        "proportions": dict.fromkeys(DOMAINS, 1 / 3),
-        "data": None,
-        "asked": {},
-        "judge": {"kind": "classifier"},
-        "num_judged": 100,
-    }
-    write_document(Path("versatune/detection.json"), SCHEMA, document)
+    other = {"name": "other", "fingerprint": "content 0"}
+    make_document(base_model=other, data={}, asked={}).write("versatune/detection.json")
     lines = "\n".join(mistakes(write({"initial_proportions": "detected"})))
     assert "versatune/detection.json" in lines
     assert "other" in lines

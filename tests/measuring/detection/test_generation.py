@@ -1,19 +1,9 @@
-import shutil
-
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
-from versatune_plugin.measuring.detection.generation import (
-    LocalGenerator,
-    branch_out,
-    draw,
-    load_causal_lm,
-    model_fingerprint,
-    start_token,
-)
+from versatune_plugin.measuring.detection.generation import LocalGenerator, branch_out, draw
+from versatune_plugin.measuring.detection.models import load_causal_lm
 
 LIMIT = 24
 
@@ -170,111 +160,3 @@ def test_logits_that_are_not_numbers_are_an_error(workspace):
         model.lm_head.weight[5] = torch.nan
     with pytest.raises(FloatingPointError, match="logits of tiny are not finite in float32"):
         list(generator((model, tokenizer)).generate(0, [0]))
-
-
-def tokenizer_with(workspace, bos=None, eos=None, extra=()):
-    tokenizer = AutoTokenizer.from_pretrained(workspace / "model")
-    tokenizer.add_special_tokens({"additional_special_tokens": list(extra)})
-    tokenizer.bos_token, tokenizer.eos_token = bos, eos
-    return tokenizer
-
-
-@pytest.mark.parametrize(
-    ("special", "token", "how"),
-    [
-        ({"bos": "<s>", "eos": "</s>", "extra": ["<|endoftext|>"]}, "<s>", "bos"),
-        ({"eos": "<|im_end|>", "extra": ["<|im_end|>", "<|endoftext|>"]}, "<|endoftext|>", "end_of_text"),
-        ({"eos": "</s>"}, "</s>", "eos"),
-    ],
-)
-def test_samples_start_from_bos_or_else_from_what_separates_documents(workspace, special, token, how):
-    tokenizer = tokenizer_with(workspace, **special)
-    token_id, chosen, sentence = start_token(tokenizer)
-    assert (tokenizer.convert_ids_to_tokens(token_id), chosen) == (token, how)
-    assert repr(token) in sentence
-
-
-def test_start_token_can_be_given_as_a_token_or_an_id(workspace):
-    tokenizer = tokenizer_with(workspace, bos="<s>")
-    assert start_token(tokenizer, "</s>")[:2] == (1, "given")
-    assert start_token(tokenizer, 5)[:2] == (5, "given")
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ("two words", "'two words' is not in it"),
-        (99_999, "an id between 0 and"),
-        (-1, "got -1"),
-        (True, "got True"),
-    ],
-)
-def test_a_start_token_that_is_not_one_token_is_refused(workspace, given, words):
-    with pytest.raises(ValueError, match=words):
-        start_token(tokenizer_with(workspace, bos="<s>"), given)
-
-
-def test_a_tokenizer_with_neither_bos_nor_eos_needs_a_start_token(workspace):
-    with pytest.raises(ValueError, match="neither a BOS nor an EOS token; name the token"):
-        start_token(tokenizer_with(workspace))
-
-
-@pytest.fixture
-def adapter(workspace, tmp_path):
-    """A LoRA adapter that changes the model's output."""
-    model, _ = load_causal_lm(str(workspace / "model"), dtype="float32", device="cpu")
-    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
-    model.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
-def test_samples_come_from_the_adapted_model(workspace, adapter):
-    plain = load_causal_lm(str(workspace / "model"), dtype="float32", device="cpu")
-    adapted = load_causal_lm(str(workspace / "model"), dtype="float32", device="cpu", adapter=str(adapter))
-    assert not adapted[0].training
-    assert dict(generator(adapted).generate(0, range(16))) != dict(generator(plain).generate(0, range(16)))
-
-
-def test_an_adapter_without_safetensors_is_refused(workspace, tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"has no adapter_model\.safetensors"):
-        load_causal_lm(str(workspace / "model"), dtype="float32", adapter=str(tmp_path))
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_samples_come_from_a_quantised_base(workspace, bits):
-    loaded = load_causal_lm(str(workspace / "model"), dtype="float32", device="cpu", **{f"load_in_{bits}bit": True})
-    sampler = generator(loaded)
-    assert sampler.identity()["precision"] == f"{bits} bit"
-    assert len(list(sampler.generate(0, range(16)))) == 16
-
-
-def test_two_quantisations_at_once_are_refused(workspace):
-    with pytest.raises(ValueError, match="exclude each other"):
-        load_causal_lm(str(workspace / "model"), dtype="float32", load_in_4bit=True, load_in_8bit=True)
-
-
-def test_fingerprint_changes_with_a_single_weight(workspace, tmp_path):
-    shutil.copytree(workspace / "model", tmp_path / "model")
-    before = model_fingerprint(str(tmp_path / "model"))
-    assert before == model_fingerprint(str(workspace / "model"))
-    weights = load_file(tmp_path / "model" / "model.safetensors")
-    weights["model.norm.weight"][3] += 1e-3
-    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    assert model_fingerprint(str(tmp_path / "model")) != before
-
-
-def test_fingerprint_of_large_weights_sees_their_first_and_last_bytes(tmp_path):
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(bytes(20_000_000))
-    fingerprints = {model_fingerprint(str(tmp_path))}
-    for position in (0, 19_999_999):
-        changed = bytearray(20_000_000)
-        changed[position] = 1
-        file.write_bytes(changed)
-        fingerprints.add(model_fingerprint(str(tmp_path)))
-    assert len(fingerprints) == 3
-
-
-def test_fingerprint_of_a_hub_name_that_is_not_cached_is_none():
-    assert model_fingerprint("nobody/no-such-model") is None

@@ -7,7 +7,9 @@ Axolotl's validation drops keys it does not know, such as `domain:` on a dataset
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import yaml
 from pydantic import ValidationError
 
 from versatune_plugin.config.block import DEFAULT_SIGNAL, VersaTuneConfig, interval_problems
@@ -38,6 +40,26 @@ _REFUSED = {
     "group_by_length": "it orders rows by length, the mixture draws them by domain",
     "auto_find_batch_size": "it changes the number of rows per step in the middle of a run",
 }
+
+
+def read_yaml(path: Path) -> tuple[dict, VersaTuneConfig]:
+    """An Axolotl YAML with a `versatune:` block, checked as `axolotl train` does.
+
+    Raises:
+        ValueError: It is not a YAML of keys, has no block, or has mistakes; all of them are named.
+    """
+    try:
+        cfg = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(cfg, dict):
+        raise ValueError(f"{path} must hold keys, as an Axolotl YAML does")
+    if "versatune" not in cfg:
+        raise ValueError("; ".join(forgotten_block_problems(cfg)) or f"{path} has no `versatune:` block")
+    if not isinstance(cfg.get("base_model"), str):
+        raise ValueError(f"{path}: base_model is missing: which model is to be looked at?")
+    fill_in(cfg)
+    return cfg, VersaTuneConfig.model_validate(cfg["versatune"])
 
 
 def fill_in(cfg: dict) -> None:

@@ -13,11 +13,12 @@ from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.handover import Handover
 from versatune_plugin.config.measured import Measured
 from versatune_plugin.files.history import write_atomically
+from versatune_plugin.hosts.axolotl.detection import base_model_of, texts_of
 from versatune_plugin.hosts.axolotl.references import Rows, remedy, settings_of, without_launcher
 from versatune_plugin.hosts.checks import describe_model
 from versatune_plugin.hosts.stream_checks import fitted_on_rows
 from versatune_plugin.measuring import references
-from versatune_plugin.measuring.detection import run as detection_run
+from versatune_plugin.measuring.detection.run import detected_start
 
 logger = logging.getLogger("axolotl.versatune")
 
@@ -117,8 +118,8 @@ def measured_for(config: VersaTuneConfig, cfg, raw: Mapping, train: Mapping, hel
 
 def start_of(config: VersaTuneConfig, cfg, raw: Mapping, domains: tuple[str, ...]) -> Measured:
     """The first half of `measured_for`: the numbers of a detection.json."""
-    texts = fitted_on_rows if cfg.streaming else lambda: detection_run.texts_of(raw, config, Handover.of_config(cfg))
-    return detection_run.detected_start(config, domains, detection_run.base_model_of(raw), texts, logger)
+    texts = fitted_on_rows if cfg.streaming else lambda: texts_of(raw, config, Handover.of_config(cfg))
+    return detected_start(config, domains, base_model_of(raw), texts, logger)
 
 
 def references_of(config: VersaTuneConfig, cfg, train: Mapping, heldout: Mapping) -> Measured:

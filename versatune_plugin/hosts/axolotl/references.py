@@ -26,7 +26,7 @@ from versatune_plugin.config.handover import Handover
 from versatune_plugin.config.measured import ReferenceRun
 from versatune_plugin.config.settings import interval_in_steps
 from versatune_plugin.files.history import write_atomically
-from versatune_plugin.hosts.axolotl.config import BY_COLUMN, rows_per_step, run_length
+from versatune_plugin.hosts.axolotl.config import BY_COLUMN, read_yaml, rows_per_step, run_length
 from versatune_plugin.measuring import references
 
 logger = logging.getLogger("axolotl.versatune")
@@ -125,8 +125,6 @@ def make_references(
             "this command starts the processes itself: give it alone, as `axolotl versatune-references "
             f"{config_path} --launcher torchrun -- --nproc_per_node {os.environ['WORLD_SIZE']}`"
         )
-    from versatune_plugin.measuring.detection.run import read_yaml
-
     if launcher_args and launcher == "python":
         raise ValueError(f"arguments for a launcher, {' '.join(launcher_args)}, need --launcher accelerate or torchrun")
     environment = without_launcher(os.environ)  # before Axolotl adds to it

@@ -14,8 +14,9 @@ from versatune_plugin.hosts.checks import are_streams
 from versatune_plugin.hosts.stream_checks import fitted_on_rows
 from versatune_plugin.hosts.trainer import visible_logger
 from versatune_plugin.hosts.trl.references import on_main, random_state_kept
-from versatune_plugin.measuring.detection.run import BaseModel, make_detection
+from versatune_plugin.measuring.detection.models import SampledModel
 from versatune_plugin.measuring.detection.run import detected_start as read_start
+from versatune_plugin.measuring.detection.run import make_detection
 from versatune_plugin.measuring.detection.texts import row_texts
 from versatune_plugin.report.detection import format_detection
 
@@ -57,7 +58,7 @@ def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs:
 
 
 @contextmanager
-def _ready_to_sample(base: BaseModel) -> Iterator[None]:
+def _ready_to_sample(base: SampledModel) -> Iterator[None]:
     """A loaded model in eval mode where it will train (the trainer moves it there anyway), then in its mode again."""
     if base.loaded is None:
         yield
@@ -72,16 +73,16 @@ def _ready_to_sample(base: BaseModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _base_model(model, args=None, *_, processing_class=None, **__) -> BaseModel:
+def _base_model(model, args=None, *_, processing_class=None, **__) -> SampledModel:
     """The model that the trainer was given: a name, which is loaded for the detection alone, or a loaded one."""
     if isinstance(model, str):
         options = dict(getattr(args, "model_init_kwargs", None) or {})
         known = ("dtype", "revision", "trust_remote_code", "attn_implementation")
-        return BaseModel(model, {"dtype": "auto"} | {key: options[key] for key in known if key in options})
+        return SampledModel(model, {"dtype": "auto"} | {key: options[key] for key in known if key in options})
     name = getattr(model.config, "_name_or_path", "")
     if not name:
         raise ValueError(
             "versatune.initial_proportions: detection needs a model with a name: give the trainer a hub name or a "
             "folder, or a model loaded with from_pretrained"
         )
-    return BaseModel(name, loaded=(model, processing_class or AutoTokenizer.from_pretrained(name)))
+    return SampledModel(name, loaded=(model, processing_class or AutoTokenizer.from_pretrained(name)))

@@ -5,7 +5,6 @@ import pytest
 
 from tests.tiny import WORDS
 from versatune_plugin.measuring.detection.judges.classifier import MAX_ROWS, MIN_ROWS, ClassifierJudge
-from versatune_plugin.measuring.detection.judges.correction import corrected_proportions, soft_confusion
 
 DOMAINS = tuple(WORDS)
 NUM_TEXTS = {"law": 60, "medicine": 30, "code": 150}
@@ -30,9 +29,6 @@ def texts_by_domain():
 @pytest.fixture(scope="module")
 def judge(texts_by_domain):
     return ClassifierJudge.fit(texts_by_domain)
-
-
-# --- the classifier -----------------------------------------------------------------------------------------
 
 
 def test_separable_domains_are_told_apart(judge):
@@ -113,7 +109,6 @@ def test_report_holds_quality_sizes_and_speed(judge):
     assert [sum(row.values()) for row in report["confusion"].values()] == pytest.approx([1.0] * 3)
     assert report["num_rows"] == NUM_TEXTS
     assert report["judgements_per_second"] > 0
-    assert judge.confusion.sum(axis=1) == pytest.approx(np.ones(3))
 
 
 def test_large_domains_are_cut_to_a_seeded_choice():
@@ -132,58 +127,3 @@ def test_too_few_texts_are_refused_with_the_domain_and_the_number(texts_by_domai
 def test_no_domain_is_refused():
     with pytest.raises(ValueError, match="at least one domain"):
         ClassifierJudge.fit({})
-
-
-# --- the correction -----------------------------------------------------------------------------------------
-
-CONFUSION = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.0, 0.2, 0.8]])
-
-
-def simulated(proportions, num_texts=20_000, seed=0):
-    """Hard judgements of texts whose domains are drawn by the proportions and mistaken by CONFUSION."""
-    rng = np.random.default_rng(seed)
-    domain_ids = rng.choice(3, size=num_texts, p=proportions)
-    answers = (rng.random(num_texts)[:, None] > CONFUSION[domain_ids].cumsum(axis=1)).sum(axis=1).clip(max=2)
-    return np.eye(3)[answers], domain_ids
-
-
-@pytest.mark.parametrize("proportions", [(0.7, 0.2, 0.1), (0.05, 0.05, 0.9), (1 / 3, 1 / 3, 1 / 3)])
-def test_correction_recovers_a_known_shift(proportions):
-    judgements, _ = simulated(proportions)
-    corrected = corrected_proportions(judgements, np.ones(len(judgements)), CONFUSION)
-    assert corrected.sum() == pytest.approx(1.0)
-    assert corrected == pytest.approx(np.array(proportions), abs=0.02)
-
-
-def test_correction_leaves_judgements_of_a_perfect_judge_alone():
-    judgements, _ = simulated((0.5, 0.3, 0.2))
-    weights = np.random.default_rng(1).uniform(1, 9, len(judgements))
-    corrected = corrected_proportions(judgements, weights, np.eye(3))
-    assert corrected == pytest.approx(weights @ judgements / weights.sum(), abs=1e-6)
-
-
-def test_correction_leaves_unshifted_judgements_alone():
-    judgements, domain_ids = simulated((0.5, 0.3, 0.2))
-    corrected = corrected_proportions(judgements, np.ones(len(judgements)), soft_confusion(judgements, domain_ids))
-    assert corrected == pytest.approx(np.bincount(domain_ids) / len(domain_ids), abs=1e-5)
-
-
-def test_impossible_mean_is_corrected_to_the_edge_and_never_below_zero():
-    corrected = corrected_proportions(np.array([[1.0, 0.0, 0.0]]), np.ones(1), CONFUSION)
-    assert corrected == pytest.approx([1.0, 0.0, 0.0], abs=1e-3)
-    assert (corrected >= 0).all()
-
-
-def test_soft_confusion_weighs_texts():
-    judgements = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
-    confusion = soft_confusion(judgements, np.array([0, 0, 1]), np.array([3.0, 1.0, 2.0]))
-    assert confusion == pytest.approx(np.array([[0.75, 0.25], [0.5, 0.5]]))
-
-
-def test_wrong_confusion_is_refused():
-    with pytest.raises(ValueError, match=r"must have shape \(3, 3\)"):
-        corrected_proportions(np.eye(3), np.ones(3), np.eye(2))
-    with pytest.raises(ValueError, match="probabilities that sum to 1"):
-        corrected_proportions(np.eye(3), np.ones(3), 2 * np.eye(3))
-    with pytest.raises(ValueError, match="texts of every domain; none of domain number 2"):
-        soft_confusion(np.eye(3), np.array([0, 1, 1]))

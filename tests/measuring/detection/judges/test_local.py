@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from versatune_plugin.measuring.detection.generation import load_causal_lm
 from versatune_plugin.measuring.detection.judges.local import (
     MIN_LETTER_MASS,
     LocalJudge,
@@ -10,6 +9,7 @@ from versatune_plugin.measuring.detection.judges.local import (
     option_probabilities,
 )
 from versatune_plugin.measuring.detection.judges.prompt import harmless, in_domain_order, messages, rotations
+from versatune_plugin.measuring.detection.models import load_causal_lm
 
 DOMAINS = ("law", "medicine", "code")
 DESCRIPTIONS = {"law": "courts and statutes"}

@@ -18,10 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_union
 
 from versatune_plugin.domains import check_domain_names
-from versatune_plugin.measuring.detection.detect import CLEAR
+from versatune_plugin.files.fingerprints import texts_fingerprint
 from versatune_plugin.measuring.detection.judges import OnJudged, ignore
-from versatune_plugin.measuring.detection.judges.correction import soft_confusion
-from versatune_plugin.measuring.detection.texts import texts_fingerprint
+from versatune_plugin.measuring.detection.statistics import CLEAR
 
 MIN_ROWS = 20
 """Different texts that a domain must have; with fewer, neither fit nor calibration mean anything."""
@@ -58,13 +57,10 @@ class ClassifierJudge:
 
     Attributes:
         domains: Domain names in their order.
-        confusion: Mean judgement of held-out rows of each true domain, shape (num_domains, num_domains), rows sum
-            to 1: what `corrected_proportions` needs.
     """
 
-    def __init__(self, identity: dict, report: dict, confusion: np.ndarray, model: tuple | None, temperature: float):
+    def __init__(self, identity: dict, report: dict, model: tuple | None, temperature: float):
         self.domains = tuple(identity["domains"])
-        self.confusion = confusion
         self._identity, self._report = identity, report
         self._model, self._temperature = model, temperature
         self._num_judged, self._seconds = 0, 0.0
@@ -107,7 +103,7 @@ class ClassifierJudge:
             "temperature": temperature,
             "fit_seconds": round(time.perf_counter() - began, 3),
         }
-        return cls(identity, report, soft_confusion(probabilities, rows.domain_ids), model, temperature)
+        return cls(identity, report, model, temperature)
 
     def identity(self) -> dict:
         """What a judgement depends on, as plain JSON."""
@@ -210,8 +206,9 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _quality(probabilities: np.ndarray, domain_ids: np.ndarray, domains: Sequence[str]) -> dict:
     """Held-out accuracy, and the share of each true domain's rows that is taken for each domain."""
-    taken_for = np.eye(len(domains))[probabilities.argmax(axis=1)]
-    confusion = soft_confusion(taken_for, domain_ids)
+    taken_for = probabilities.argmax(axis=1)
+    confusion = np.array([np.bincount(taken_for[domain_ids == d], minlength=len(domains)) for d in range(len(domains))])
+    confusion = confusion / confusion.sum(axis=1, keepdims=True)
     return {
         "held_out_accuracy": float(np.diag(confusion).mean()),
         "held_out_unclear_share": float((probabilities.max(axis=1) < CLEAR).mean()),

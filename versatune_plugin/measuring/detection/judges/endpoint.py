@@ -12,6 +12,7 @@ A named domain counts as probability 1; with `orders` above 1 the names given un
 
 import logging
 import math
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -116,50 +117,35 @@ class EndpointJudge:
     order, twice at most, since the same question would be answered in the same way; then the text's row is NaN.
 
     Args:
+        endpoint: Where the chat model is served.
         domains: Domain names in their order, at most 26.
         descriptions: What some or all of them hold, a line each.
-        base_url: See `Endpoint`, as for all arguments that are not listed here.
-        model: The chat model's name there.
-        max_text_tokens: The text shown is cut (see `versatune_plugin.measuring.detection.judges.prompt.harmless`).
+        max_text_tokens: The text shown is cut (see `judges.prompt.harmless`).
         orders: Orders of the options in which each text is asked, in [1, num_domains].
 
     Raises:
-        ImportError: The `openai` client is not installed.
         ValueError: An argument is wrong.
     """
 
     def __init__(
         self,
+        endpoint: Endpoint,
         domains: Sequence[str],
         descriptions: Mapping[str, str],
         *,
-        base_url: str,
-        model: str,
-        api_key_env: str = "OPENAI_API_KEY",
-        concurrency: int = 32,
-        requests_per_minute: float | None = None,
         max_text_tokens: int = 512,
         orders: int = 1,
-        patience_seconds: float = 600.0,
-        timeout_seconds: float = 60.0,
     ):
         self.domains = check_question(domains, descriptions, orders=orders, max_text_tokens=max_text_tokens)
+        self._endpoint = endpoint
         self._descriptions = dict(descriptions)
         self._max_text_tokens = max_text_tokens
         self._orders = orders
-        self._endpoint = Endpoint(
-            base_url=base_url,
-            model=model,
-            api_key_env=api_key_env,
-            concurrency=concurrency,
-            requests_per_minute=requests_per_minute,
-            patience_seconds=patience_seconds,
-            timeout_seconds=timeout_seconds,
-        )
         self._named_domain = create_model(
             "Domain", domain=(Literal[self.domains], ...), __config__={"json_schema_extra": CLOSED}
         )
         self._mode: Mode | None = None
+        self._lock = threading.Lock()  # on what answers are counted with: they come in several threads
         self._forget_answers()
 
     def identity(self) -> dict:
@@ -224,33 +210,30 @@ class EndpointJudge:
                 self._endpoint.model,
             )
 
-    async def _row(self, session: Session, job: tuple[int, str]) -> np.ndarray:
+    def _row(self, session: Session, job: tuple[int, str]) -> np.ndarray:
         """The mean over the text's orders, shape (num_domains,); NaN where one of them got no answer."""
         _, text = job
-        asked = [
-            await self._ask(session, text, rotation) for rotation in rotations(text, len(self.domains), self._orders)
-        ]
+        asked = [self._ask(session, text, rotation) for rotation in rotations(text, len(self.domains), self._orders)]
         row = np.mean(asked, axis=0)
-        self._counts["num_without_answer" if np.isnan(row).any() else "num_judged"] += 1
+        self._count("num_without_answer" if np.isnan(row).any() else "num_judged")
         return row
 
-    async def _ask(self, session: Session, text: str, rotation: int) -> np.ndarray:
+    def _ask(self, session: Session, text: str, rotation: int) -> np.ndarray:
         for attempt in range(NUM_ATTEMPTS):
             shown_first = (rotation + attempt) % len(self.domains)
             try:
-                answer = await self._answer(session, text, shown_first, self._mode)
+                answer = self._answer(session, text, shown_first, self._mode)
             except RefusedRequest as refusal:
-                if not self._counts["num_refused_requests"]:
+                if self._count("num_refused_requests") == 1:
                     log.warning("%s; texts that are refused get no judgement", refusal)
-                self._counts["num_refused_requests"] += 1
                 break
             try:
                 return self._read(answer, shown_first, self._mode)
             except ValueError:
-                self._counts["num_unusable_answers"] += 1
+                self._count("num_unusable_answers")
         return np.full(len(self.domains), np.nan)
 
-    async def _answer(self, session: Session, text: str, rotation: int, mode: Mode) -> bytes:
+    def _answer(self, session: Session, text: str, rotation: int, mode: Mode) -> bytes:
         as_json = mode != "logprobs"
         chat = messages(
             text,
@@ -267,14 +250,14 @@ class EndpointJudge:
         if mode == "json_schema":
             schema = {"name": "domain", "strict": True, "schema": self._named_domain.model_json_schema()}
             form["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return await session.chat(messages=chat, temperature=0, **form)
+        return session.chat(messages=chat, temperature=0, **form)
 
     def _read(self, answer: bytes, rotation: int, mode: Mode) -> np.ndarray:
         """The answer's probabilities in domain order; a ValueError where it has none."""
         if mode == "logprobs":
             masses, listed = letter_masses(answer, len(self.domains))
             self._letter_masses.append(float(masses.sum()))
-            self._counts["num_unlisted_letters"] += int((~listed).sum())
+            self._count("num_unlisted_letters", int((~listed).sum()))
             return in_domain_order(masses / masses.sum(), rotation)
         content = _WrittenAnswer.model_validate_json(answer).choices[0].message.content
         written = content[content.find("{") : content.rfind("}") + 1]  # some models fence it
@@ -287,11 +270,11 @@ class EndpointJudge:
             self._forget_answers()  # those to the test question
         return self._mode
 
-    async def _find_mode(self, session: Session) -> Mode:
+    def _find_mode(self, session: Session) -> Mode:
         """The first mode in which the test question gets an answer that can be read."""
         problems = []
         for mode in get_args(Mode):
-            problem = await self._try_mode(session, mode)
+            problem = self._try_mode(session, mode)
             if problem is None:
                 why = f" ({'; '.join(problems)})" if problems else ""
                 log.info("%s at %s: answers are read as %s%s", self._endpoint.model, self._endpoint.base_url, mode, why)
@@ -302,12 +285,12 @@ class EndpointJudge:
             f"read: {'; '.join(problems)}"
         )
 
-    async def _try_mode(self, session: Session, mode: Mode) -> str | None:
+    def _try_mode(self, session: Session, mode: Mode) -> str | None:
         """Why the mode cannot be used, or None."""
         for attempt in range(NUM_ATTEMPTS):
             rotation = attempt % len(self.domains)
             try:
-                answer = await self._answer(session, TEST_TEXT, rotation, mode)
+                answer = self._answer(session, TEST_TEXT, rotation, mode)
             except RefusedRequest as refusal:
                 return str(refusal)
             try:
@@ -319,6 +302,12 @@ class EndpointJudge:
             else:
                 return None
         return problem
+
+    def _count(self, name: str, number: int = 1) -> int:
+        """Add to one of the counts, and give the sum."""
+        with self._lock:
+            self._counts[name] += number
+            return self._counts[name]
 
     def _forget_answers(self) -> None:
         self._counts = Counter(

@@ -45,7 +45,7 @@ class LocalJudge:
         domains: Names, at most 26.
         descriptions: A line on some or all of the domains.
         name: The model's name, for the record.
-        fingerprint: What tells it from others of that name (see `generation.model_fingerprint`); None where unknown.
+        fingerprint: What tells it from others of that name (see `files.fingerprints`); None where unknown.
         batch_size: Questions per forward pass, >= 1.
         max_text_tokens: A text is cut to this many of the model's tokens, >= 1.
         orders: Questions per text, each with another first option, in [1, number of domains]; answers are averaged.

@@ -5,9 +5,11 @@ import logging
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +18,20 @@ import yaml
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
+pytest.importorskip("datasets")
 
 from click.testing import CliRunner
+from datasets import Dataset, DatasetDict
 
 from tests.resolving import initial_vector
 from tests.tiny import DOMAINS, axolotl_config, make_rows, write_jsonl
 from versatune_plugin.cli import main
 from versatune_plugin.config.block import VersaTuneConfig
-from versatune_plugin.measuring.detection.run import BaseModel, base_model_of, detected_start
+from versatune_plugin.hosts.axolotl.config import BY_COLUMN
+from versatune_plugin.hosts.axolotl.detection import base_model_of, read_rows, texts_by_domain
+from versatune_plugin.measuring.detection.models import SampledModel
+from versatune_plugin.measuring.detection.run import detected_start
+from versatune_plugin.measuring.detection.texts import row_texts
 
 ROOT = Path(__file__).parents[3]
 LOGGER = logging.getLogger(__name__)
@@ -93,40 +101,28 @@ def test_a_file_that_fits_is_shown_again_and_left_alone(here):
     assert FILE.stat().st_mtime_ns == before
 
 
-def test_a_refreshed_detection_uses_its_cached_samples_and_another_judge_does_too(here):
+def test_a_refreshed_detection_uses_its_cached_samples(here):
     path = write_yaml(here)
     versatune("detect", path)
     first = measured(FILE)
-    (samples,) = (FILE.parent / "cache").glob("samples-*.jsonl")
-    before = samples.stat().st_mtime_ns
+    before = num_cached("samples")
     assert versatune("detect", path, "--refresh")[0] == 0
     assert measured(FILE) == first
-    corrected = DETECTION | {"judge": {"label_shift_correction": True}}
-    assert versatune("detect", write_yaml(here, corrected), "--refresh")[0] == 0
-    assert document()["corrected"]
-    assert samples.stat().st_mtime_ns == before, "samples were drawn again"
+    assert num_cached("samples") == before, "samples were drawn again"
 
 
 def test_the_start_of_a_run_is_what_was_detected(here):
     path = write_yaml(here)
     versatune("detect", path)
     raw = yaml.safe_load(path.read_text())
+    texts = {domain: row_texts(read_rows({"path": f"data/{domain}/train.jsonl"})) for domain in DOMAINS}
     found = list(document()["proportions"].values())
     rows = dict.fromkeys(DOMAINS, 10)
     for strategy, power in (("versatune", 1), ("constant", 1), ("inverse", -1)):
         config = VersaTuneConfig.model_validate(raw["versatune"] | {"strategy": strategy})
-        measured = detected_start(config, DOMAINS, base_model_of(raw), lambda: texts_of(here), LOGGER)
+        measured = detected_start(config, DOMAINS, base_model_of(raw), lambda: texts, LOGGER)
         expected = np.array(found) ** power
         assert initial_vector(config, rows, measured=measured) == pytest.approx(expected / expected.sum(), abs=1e-12)
-
-
-def texts_of(folder: Path) -> dict:
-    from datasets import load_dataset
-
-    from versatune_plugin.measuring.detection.texts import row_texts
-
-    files = {domain: str(folder / "data" / domain / "train.jsonl") for domain in DOMAINS}
-    return {d: row_texts(load_dataset("json", data_files=file, split="train")) for d, file in files.items()}
 
 
 @pytest.mark.parametrize(
@@ -150,20 +146,15 @@ def test_pace_and_place_of_an_endpoint_are_no_other_settings(here):
     assert versatune("detect", write_yaml(here, DETECTION | {"judge": {"concurrency": 2}}))[0] == 0
 
 
-def test_a_revision_is_part_of_what_a_model_is(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "versatune_plugin.measuring.detection.generation.model_fingerprint", lambda *given: seen.append(given) or "f"
-    )
-    base = base_model_of({"base_model": "org/m", "revision_of_model": "v2", "lora_model_dir": "adapter"})
-    assert base.fingerprint() == "f+f"
-    assert seen == [("org/m", "v2"), ("adapter", None)]
+def test_a_model_is_loaded_as_the_yaml_says():
+    base = base_model_of({"base_model": "org/m", "revision_of_model": "v2", "lora_model_dir": "adapter", "fp16": True})
+    assert (base.name, base.options) == ("org/m", {"dtype": "float16", "adapter": "adapter", "revision": "v2"})
 
 
 def test_a_missing_file_is_an_error_that_names_the_command(here):
     config = VersaTuneConfig(initial_proportions="detected", reference_losses="self")
     with pytest.raises(ValueError, match=r"detection\.json does not exist; `versatune detect CONFIG` makes it"):
-        detected_start(config, DOMAINS, BaseModel(str(here / "model")), dict, LOGGER)
+        detected_start(config, DOMAINS, SampledModel(str(here / "model")), dict, LOGGER)
 
 
 def test_data_that_changed_is_named(here):
@@ -248,28 +239,73 @@ def test_detections_are_compared_side_by_side(here):
     assert "--compare" in output
 
 
-@pytest.mark.parametrize("num_lines", [20, 700])
-def test_a_killed_command_goes_on_where_it_was(here, num_lines):
+@pytest.mark.parametrize(("written", "size"), [("cache.sqlite3-wal", 200_000), ("cache.sqlite3", 50_000)])
+def test_a_killed_command_goes_on_where_it_was(here, written, size):
     path = write_yaml(here, DETECTION | {"num_samples": 512, "batch_size": 64, "max_new_tokens": 30, "tolerance": 0.0})
     command = [sys.executable, "-m", "versatune_plugin.cli", "detect", str(path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while num_cached("samples") < num_lines and time.monotonic() < deadline and process.poll() is None:
+    deadline, file = time.monotonic() + 90, FILE.parent / "cache" / written
+    while not (file.exists() and file.stat().st_size > size) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not FILE.exists()
-    kept = num_cached("samples")
-    assert kept >= num_lines
+    assert 20 < num_cached("samples") <= 2 * 512
     status, output = versatune("detect", path)
     assert status == 0, output
     killed = measured(FILE)
-    assert num_cached("samples") == 2 * 512 + 1, "samples were drawn twice"
+    assert num_cached("samples") == 2 * 512, "samples were drawn twice"
     shutil.rmtree(FILE.parent)
     assert versatune("detect", path)[0] == 0
     assert measured(FILE) == killed
 
 
 def num_cached(kind: str) -> int:
-    return sum(file.read_bytes().count(b"\n") for file in (FILE.parent / "cache").glob(f"{kind}-*.jsonl"))
+    """Records of a kind in the cache."""
+    count = "SELECT count(*) FROM records JOIN makers ON maker = id WHERE kind = ?"
+    with closing(sqlite3.connect(FILE.parent / "cache" / "cache.sqlite3")) as connection:
+        (number,) = connection.execute(count, (kind,)).fetchone()
+    return number
+
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+
+def test_columns_that_the_entry_names_hold_text_too(tmp_path):
+    path = write_jsonl(tmp_path / "law.jsonl", [{"frage": "Wer?", "text": "Ich.", "id": "x"}])
+    entry = {"path": str(path), "ds_type": "json"}
+    for named in ({"field_instruction": "frage"}, {"type": {"field_instruction": "frage", "format": "{instruction}"}}):
+        assert texts_by_domain([entry | named], ["law"], None) == {"law": ["Wer?\nIch."]}
+
+
+def test_several_entries_make_one_domain_and_a_column_makes_several(tmp_path):
+    one = write_jsonl(tmp_path / "one.jsonl", [{"text": "a"}])
+    two = write_jsonl(tmp_path / "two.jsonl", [{"text": "b"}, {"text": "c"}])
+    mixed = write_jsonl(tmp_path / "mixed.jsonl", [{"text": "d", "subject": "law"}, {"text": "e", "subject": "art"}])
+    entries = [{"path": str(path), "ds_type": "json"} for path in (one, mixed, two)]
+    found = texts_by_domain(entries, ["law", BY_COLUMN, "law"], "subject")
+    assert found == {"law": ["a", "d", "b", "c"], "art": ["e"]}
+
+
+def test_saved_datasets_folders_and_other_kinds_of_files_are_read(tmp_path):
+    rows = Dataset.from_list([{"text": "a"}])
+    rows.save_to_disk(tmp_path / "saved")
+    DatasetDict({"train": rows, "test": Dataset.from_list([{"text": "t"}])}).save_to_disk(tmp_path / "splits")
+    rows.to_csv(tmp_path / "rows.csv")
+    rows.to_parquet(tmp_path / "rows.parquet")
+    write_jsonl(tmp_path / "folder" / "train.jsonl", [{"text": "f"}])
+    for name, text in (("saved", "a"), ("splits", "a"), ("rows.csv", "a"), ("rows.parquet", "a"), ("folder", "f")):
+        assert row_texts(read_rows({"path": str(tmp_path / name)})) == [text], name
+    assert row_texts(read_rows({"path": str(tmp_path / "splits"), "split": "test"})) == ["t"]
+
+
+def test_an_entry_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"datasets: '.*/none\.jsonl' cannot be read"):
+        read_rows({"path": str(tmp_path / "none.jsonl"), "ds_type": "json"})
+
+
+def test_a_missing_column_is_named_with_its_entry(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}])
+    with pytest.raises(ValueError, match=r"versatune\.domain_column: .*rows\.jsonl: no column 'subject'"):
+        texts_by_domain([{"path": str(path), "ds_type": "json"}], [BY_COLUMN], "subject")
