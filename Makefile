@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?= $(shell $(PYTHON) -c 'import sys; print("torch==2.13.0" if sys.version_info < (3, 12) else "torch")')
 BIN := .venv/bin
 
-.PHONY: setup test quickstart lint format benchmark
+.PHONY: setup test quickstart lint format docs benchmark
 setup: .venv/.done
 
 .venv/.done: pyproject.toml
@@ -30,6 +30,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The tables of options, strategies and history fields, from the code
+docs: setup
+	$(BIN)/python docs/generate.py
 
 # All parts, or some: make benchmark OPTIONS="--data FOLDER --parts expansion --seeds 2"
 benchmark: setup

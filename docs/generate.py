@@ -36,12 +36,13 @@ def strategies() -> str:
 
 def strategies_in_a_line() -> str:
     """Every strategy and what it does."""
-    return _table(("strategy", "proportions"), [(f"`{name}`", about.rule) for name, about in ABOUT.items()])
+    return _table(("name", "proportions"), [(f"`{name}`", about.rule) for name, about in ABOUT.items()])
 
 
 TABLES = {
     "options": ("docs/options.md", options),
     "strategies": ("docs/strategies.md", strategies),
+    "strategies in a line": ("README.md", strategies_in_a_line),
 }
 """By marker: the document, and what makes its table."""
 
