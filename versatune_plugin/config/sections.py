@@ -237,7 +237,7 @@ class JudgeConfig(Block):
         1,
         ge=1,
         strict=True,
-        description="A model that judges is asked about each text so many times, with the domains in another order.",
+        description="How often a judging model is asked about each text, each time with the domains in another order.",
     )
 
     def problems(self) -> list[Problem]:

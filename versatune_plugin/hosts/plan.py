@@ -1,4 +1,4 @@
-"""What a run will do, as far as it is told before a model is loaded: the plan and how it is shown. No host."""
+"""What a run will do, as far as can be told before a model is loaded: the plan and how it is shown. No host."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -200,7 +200,7 @@ class VersaTuneMixin(_Host):
             self._logger.warning("strategy %r makes no use of %s", config.strategy, keys)
         if config.expansion and config.reference_losses == SELF and config.strategy == "versatune":
             self._logger.warning(
-                "reference_losses: self leaves a target no potential, and so no rise, while its loss falls"
+                "under reference_losses: self a target whose loss falls has no potential, so it is not raised"
             )
         for domain, before, after in zip(settings.domains, settings.asked, settings.start, strict=True):
             if before != after:

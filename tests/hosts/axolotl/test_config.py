@@ -200,11 +200,11 @@ def test_an_update_interval_longer_than_max_steps_is_a_mistake():
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("pretraining_dataset", [{"path": "c4"}], "rows without end have no epoch to mix"),
+        ("pretraining_dataset", [{"path": "c4"}], "put the data under `datasets:`"),
         ("rl", "dpo", "mixes supervised fine-tuning only"),
         ("reward_model", True, "mixes supervised fine-tuning only"),
         ("process_reward_model", True, "mixes supervised fine-tuning only"),
-        ("curriculum_sampling", True, "asks for the rows' own order"),
+        ("curriculum_sampling", True, "keeps the rows in their order"),
         ("group_by_length", True, "orders rows by length"),
         ("auto_find_batch_size", True, "changes the number of rows per step"),
     ],

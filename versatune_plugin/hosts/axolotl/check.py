@@ -456,7 +456,7 @@ def _measurement_remarks(path: Path, config: VersaTuneConfig, cfg, missing: Mapp
     """Files that are there and fit, and what will be measured first."""
     files = {"detect": config.detection_file, "references": config.references_file}
     found = [
-        f"{file}: fits this run, as far as it is told without a model"
+        f"{file}: fits this run, as far as can be told without a model"
         for action, file in files.items()
         if file and action not in missing
     ]

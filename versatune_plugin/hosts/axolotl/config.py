@@ -32,11 +32,11 @@ UNUSED_IN_PACKING = {
 """Keys of Axolotl's packing that mean nothing under a mixture, each with what is done instead."""
 
 _REFUSED = {
-    "pretraining_dataset": "rows without end have no epoch to mix; put the data under `datasets:`",
+    "pretraining_dataset": "its rows have no epochs, and their domains are not known; put the data under `datasets:`",
     "rl": "the plugin mixes supervised fine-tuning only",
     "reward_model": "the plugin mixes supervised fine-tuning only",
     "process_reward_model": "the plugin mixes supervised fine-tuning only",
-    "curriculum_sampling": "it asks for the rows' own order, the mixture for another",
+    "curriculum_sampling": "it keeps the rows in their order, and the mixture changes it",
     "group_by_length": "it orders rows by length, the mixture draws them by domain",
     "auto_find_batch_size": "it changes the number of rows per step in the middle of a run",
 }

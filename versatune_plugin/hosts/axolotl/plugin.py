@@ -150,7 +150,7 @@ class VersaTunePlugin(BasePlugin):
 
 
 def host_problems(cfg, config: VersaTuneConfig) -> list[str]:
-    """What in a validated config cannot be combined with the mixture, as far as it is told without rows."""
+    """What in a validated config cannot be combined with the mixture, as far as can be told without rows."""
     from versatune_plugin.hosts.checks import train_signal_problems
 
     problems = [  # Axolotl takes the first plugin's trainer class and ignores the others silently
