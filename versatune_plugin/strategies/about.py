@@ -39,7 +39,7 @@ ABOUT = {
         when="more of what the model knows least",
     ),
     "specific": About(
-        rule="the target alone; or a constant share of it, the rest as in `initial_proportions` (even)",
+        rule="the target alone; or a constant share of it, the rest as in `initial_proportions` (here even by default)",
         source=f"{_VERSATUNE}, section 5",
         when="the upper bound of the target's gain, and of forgetting",
     ),
@@ -49,7 +49,7 @@ ABOUT = {
         when="to compare expansion with; needs no losses",
     ),
     "increase_unconditional": About(
-        rule="Algorithm 3 without its test",
+        rule="as `versatune` with `expansion:`, but the target rises at every update",
         source=f"{_VERSATUNE}, section 5",
         when="to tell what the test is worth",
     ),
@@ -65,9 +65,9 @@ ABOUT = {
         rule="the specialised domains mixed, then the general one", source=_DMT, when="general ability matters most"
     ),
     "dmt": About(
-        rule="the same, with kappa of the specialised rows in the second stage",
+        rule="as `mixed_sequential`, with a share kappa of the specialised rows in the second stage",
         source=_DMT,
-        when="the same, with less forgetting of the first stage",
+        when="general ability matters most, and the first stage should be forgotten less",
     ),
     "odm": About(
         rule="Exp3: exploration floor + softmax of moving averages of loss / P_j",
