@@ -13,36 +13,29 @@ in a process of its own with one thread; seconds are the `train_runtime` of its 
 - dataflex: its command line (on LLaMA-Factory) with its mixers static, odm and doremi; the reference model of doremi is
   what static leaves, and "last stage" trains with the domain weights that doremi found.
 
-Some arms are also run for a few steps with 2 dataloader workers, and again from a checkpoint of these steps; the notes
-say which rows came, and how far the weights are from those of the same run without workers, and without a stop.
-
     python -m venv odm && odm/bin/pip install fms-acceleration-odm fms-acceleration "pyarrow<22"
     python -m venv dataflex && pip install uv && uv pip install --python dataflex/bin/python dataflex
     python benchmarks/peers.py --base FOLDER --data FOLDER --output FOLDER \
         --peer-python odm=odm/bin/python dataflex=dataflex/bin/python
 
 `pyarrow` is named since newer ones need a newer numpy than fms-acceleration takes; uv is used since pip tries all
-releases of gradio for dataflex. An arm whose environment is missing is noted as not run.
+releases of gradio for dataflex. An arm whose environment is missing is not run.
 """
 
 import argparse
-import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zlib
-from collections import Counter
 from pathlib import Path
 
 BATCH, INTERVAL, LEARNING_RATE, PROBE_ROWS, SEED = 16, 10, 5e-4, 32, 0
-CHECK_STEPS, CHECK_INTERVAL, CHECK_SAVE, REWARD_SCALE = 24, 3, 18, 5.0
 SECONDS = 1800  # that a run may take
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "fms-acceleration-odm", "dataflex", "llamafactory")
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-FRAMEWORK = "plugins: {{training: {{odm: {{odm: {{update_interval: {interval}, resume_from_checkpoint: {resume}}}}}}}}}"
+FRAMEWORK = "plugins: {{training: {{odm: {{odm: {{update_interval: {interval}, resume_from_checkpoint: false}}}}}}}}"
 
 ARMS = {  # name: (kind, environment, options)
     "plain Trainer": ("plain", None, {}),
@@ -60,8 +53,6 @@ ARMS = {  # name: (kind, environment, options)
     "dataflex: doremi": ("dataflex", "dataflex", {"mixer": "doremi", "needs": "dataflex: static"}),
     "dataflex: doremi, last stage": ("dataflex", "dataflex", {"mixer": "static", "needs": "dataflex: doremi"}),
 }
-CHECKED = ("plain Trainer", "versatune: odm, update every step", "versatune: versatune from uniform")
-CHECKED += ("odm", "dataflex: odm", "dataflex: doremi")
 
 
 # --- inside an arm's process, which may know nothing of ours ---------------------------------------------------------
@@ -76,11 +67,9 @@ def train(run: dict) -> None:
     set_seed(SEED)
     folder = Path(run["folder"])
     trainer = (odm_trainer if run["kind"] == "odm" else own_trainer)(run)
-    trainer.seen = []
-    outcome = trainer.train(resume_from_checkpoint=run["resume"])
+    outcome = trainer.train()
     trainer.save_model(str(folder / "model"))
-    result = {"seconds": outcome.metrics["train_runtime"], "seen": trainer.seen, "notes": getattr(trainer, "notes", [])}
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps({"seconds": outcome.metrics["train_runtime"]}))
 
 
 def own_trainer(run: dict):
@@ -94,18 +83,18 @@ def own_trainer(run: dict):
         rows = concatenate_datasets(list(rows.values()))
     if run["kind"] == "plain":
         args, collator = TrainingArguments(**arguments(run)), DataCollatorForSeq2Seq(tokenizer)
-        return recorded(Trainer)(model=model, args=args, train_dataset=rows, data_collator=collator)
+        return Trainer(model=model, args=args, train_dataset=rows, data_collator=collator)
     from trl import SFTConfig, SFTTrainer
 
     given = {"model": model, "processing_class": tokenizer, "train_dataset": rows}
     given["args"] = SFTConfig(**arguments(run), gradient_checkpointing=False, loss_type="nll")
     if run["kind"] == "trl":
-        return recorded(SFTTrainer)(**given)
+        return SFTTrainer(**given)
     from versatune_plugin import VersaTuneSFTTrainer
 
     block = {"initial_proportions": "uniform", "update_interval": run["interval"]}
     block |= {"probe": {"rows_per_domain": PROBE_ROWS}, "reference_losses": run["references"]} | run["options"]
-    return recorded(VersaTuneSFTTrainer)(**given, eval_dataset=rows_of(run, "probe"), versatune=block)
+    return VersaTuneSFTTrainer(**given, eval_dataset=rows_of(run, "probe"), versatune=block)
 
 
 def odm_trainer(run: dict):
@@ -116,38 +105,17 @@ def odm_trainer(run: dict):
 
     folder, (model, tokenizer), args = Path(run["folder"]), load(run), TrainingArguments(**arguments(run))
     configuration = folder / "framework.yaml"
-    resume = json.dumps(run["resume"] or False)
-    configuration.write_text(FRAMEWORK.format(interval=run["interval"], resume=resume))
+    configuration.write_text(FRAMEWORK.format(interval=run["interval"]))
     framework = AccelerationFramework(str(configuration))
-    before = f"{args.eval_strategy.value} and {args.eval_steps}"
     model, _ = framework.augmentation(model, args, ())
     train, probe, collator = rows_of(run, "train"), rows_of(run, "probe"), DataCollatorForSeq2Seq(tokenizer)
     collators = dict.fromkeys(train, collator)
     dataset = OnlineMixingDataset(train, collators, probe, collators, output_dir=str(folder / "log"))
     given = {"model": model, "args": args, "train_dataset": dataset, "data_collator": collator}
-    trainer = recorded(Trainer)(**given, eval_dataset=probe)  # evaluation is turned on, so Trainer asks for rows
+    trainer = Trainer(**given, eval_dataset=probe)  # evaluation is turned on, so Trainer asks for rows
     for callback in framework.get_callbacks_and_ready_for_train(model, trainer.accelerator):
         trainer.add_callback(callback)
-    trainer.notes = [
-        f"eval_strategy and eval_steps given: {before}; in the run: {args.eval_strategy}, {args.eval_steps}"
-    ]
     return trainer
-
-
-def recorded(kind: type) -> type:
-    """A Trainer that keeps the ids of the rows of every step in `seen`."""
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
-        self.seen.append([row_id(ids[mask].tolist()) for ids, mask in rows])
-        return kind.training_step(self, model, inputs, *args, **kwargs)
-
-    return type(kind.__name__, (kind,), {"training_step": training_step})
-
-
-def row_id(ids: list[int]) -> int:
-    """What a row is known by, however it is padded."""
-    return zlib.crc32(str(ids).encode())
 
 
 def arguments(run: dict) -> dict:
@@ -155,9 +123,7 @@ def arguments(run: dict) -> dict:
     given = {"output_dir": str(Path(run["folder"]) / "out"), "max_steps": run["steps"], "seed": SEED, "use_cpu": True}
     given |= {"per_device_train_batch_size": BATCH, "learning_rate": LEARNING_RATE, "lr_scheduler_type": "cosine"}
     given |= {"warmup_steps": max(1, run["steps"] // 20), "optim": "adamw_torch", "bf16": False}
-    given |= {"save_strategy": "steps" if run["save_steps"] else "no", "save_steps": run["save_steps"] or 500}
-    given |= {"logging_steps": run["interval"], "report_to": "none", "disable_tqdm": True}
-    return given | {"dataloader_num_workers": run["workers"]}
+    return given | {"save_strategy": "no", "logging_steps": run["interval"], "report_to": "none", "disable_tqdm": True}
 
 
 def load(run: dict) -> tuple:
@@ -195,7 +161,7 @@ def dataflex_command(run: dict) -> list[str]:
         "static": {"proportions": shares},
         "odm": {"warmup_steps": max(1, run["steps"] // 100), "initial_proportions": None},
         "doremi": {"reference_model_path": str(output / slug("dataflex: static") / "model")},
-    }[mixer] | run["mixer"]
+    }[mixer]
     components = folder / "components.yaml"
     components.write_text(json.dumps({"mixers": {mixer: {"params": parameters}}}))
     settings = arguments(run) | {"stage": "sft", "do_train": True, "finetuning_type": "full", "template": "empty"}
@@ -204,7 +170,6 @@ def dataflex_command(run: dict) -> list[str]:
     settings |= {"train_type": "dynamic_mix", "components_cfg_file": str(components), "component_name": mixer}
     settings |= {"mixture_sample_rule": "mixture", "init_mixture_proportions": shares, "train_step": run["steps"]}
     settings |= {"warmup_step": run["interval"], "update_step": run["interval"]}
-    settings |= {"resume_from_checkpoint": run["resume"]} if run["resume"] else {}
     (folder / "settings.yaml").write_text(json.dumps(settings, indent=1))
     return [str(Path(run["python"]).parent / "dataflex-cli"), "train", str(folder / "settings.yaml")]
 
@@ -215,19 +180,16 @@ def doremi_weights(output: Path) -> dict:
 
 
 def dataflex_result(folder: Path) -> dict:
-    """From the files and the log of its run: seconds, and the plans of rows that it drew."""
-    log = (folder / "log.txt").read_text()
-    plans = re.findall(r"^INFO\S*\[Mixture\] plan \(name, prob, take, cap\): (\[.*\]); total", log, re.MULTILINE)
-    plans = [{name: take for name, _, take, _ in ast.literal_eval(plan)} for plan in plans]
+    """From the files of its run: seconds."""
     shutil.copytree(folder / "out", folder / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
     seconds = json.loads((folder / "out" / "train_results.json").read_text())["train_runtime"]
-    return {"seconds": seconds, "plans": plans, "reward_scales": re.findall(r"reward_scale=([\d.]+)", log)}
+    return {"seconds": seconds}
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------
 
 
-def run_arm(name: str, common: dict, label: str = "", **changes) -> dict:
+def run_arm(name: str, common: dict) -> dict:
     """One run of an arm in a process of its own; what it leaves, or `failed`: why there is nothing."""
     kind, environment, options = ARMS[name]
     python, output, needed = common["pythons"].get(environment), Path(common["output"]), options.get("needs")
@@ -235,11 +197,11 @@ def run_arm(name: str, common: dict, label: str = "", **changes) -> dict:
         return {"failed": f"--peer-python {environment}=PYTHON is missing, or is no program"}
     if needed and not (output / slug(needed) / "model").exists():
         return {"failed": f"it needs what the arm {needed!r} leaves"}
-    folder = output / (slug(name) + label)
+    folder = output / slug(name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    run = {"workers": 0, "save_steps": 0, "resume": None, "mixer": {}, "interval": options.get("interval", INTERVAL)}
-    run |= common | {"kind": kind, "options": options, "python": python, "folder": str(folder)} | changes
+    run = common | {"kind": kind, "options": options, "python": python, "folder": str(folder)}
+    run["interval"] = options.get("interval", INTERVAL)
     (folder / "run.json").write_text(json.dumps(run, indent=1))
     command = [python, str(Path(__file__).resolve()), "--run", str(folder / "run.json")]
     if kind == "dataflex":
@@ -254,133 +216,43 @@ def run_arm(name: str, common: dict, label: str = "", **changes) -> dict:
         except (OSError, subprocess.TimeoutExpired) as error:
             return {"failed": str(error)}
     result = dataflex_result(folder) if kind == "dataflex" else json.loads((folder / "result.json").read_text())
-    return {"folder": folder, "domains": common["domains"], **result}
+    return {"folder": folder, **result}
 
 
 def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
-def weights_differ(first: Path, second: Path) -> float:
-    """Largest difference of a weight between the models that two runs left in their folders."""
-    from safetensors.torch import load_file
-
-    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
-    return max(float((one[key] - other[key]).abs().max()) for key in one)
-
-
-def odm_log(run: dict) -> list[str]:
-    """What the log of fms-acceleration-odm says of updates and draws."""
-    file = run["folder"] / "log" / "odm_rank_0.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    draws = [tuple(line["current_sampling_ratio"]) for line in lines if line["action"] == "sample"]
-    numbers = f"{len(lines) - len(draws)} updates, {len(draws)} draws by {len(set(draws))} different proportions"
-    if not lines:
-        return []
-    last = dict(zip(sorted(run["domains"]), lines[-1]["current_sampling_ratio"], strict=True))
-    return [f"its log: {numbers}, the last ones {rounded(last)}; {file.stat().st_size} bytes"]
-
-
-def rounded(shares: dict[str, float]) -> dict[str, float]:
-    return {domain: round(share, 3) for domain, share in shares.items()}
-
-
-def compared(what: str, run: dict, other: dict, first_step: int = 0) -> list[str]:
-    """How a run differs from another, which it should repeat from a step on."""
-    if "failed" in run:
-        return [f"{what}: failed: {run['failed']}"]
-    notes = [f"final weights differ by at most {weights_differ(run['folder'], other['folder']):.2g}"]
-    if "seen" in run:
-        seen, expected = ([sorted(step) for step in steps] for steps in (run["seen"], other["seen"][first_step:]))
-        distinct, without = (len({row for step in steps for row in step}) for steps in (seen, expected))
-        same = sum(one == another for one, another in zip(seen, expected, strict=False))
-        notes.append(f"the same rows in {same} of {len(expected)} steps")
-        notes.append(f"{distinct} different rows among {sum(map(len, seen))}, {without} in the other run")
-    if "plans" in run:
-        notes.append(f"first plan of rows {run['plans'][0]}, last one {run['plans'][-1]}")
-        notes.append(f"last one of the other run {other['plans'][-1]}")
-    return [f"{what}: {'; '.join(notes + odm_log(run))}"]
-
-
-def check(name: str, common: dict) -> list[str]:
-    """What 2 dataloader workers and a resume change in a run of a few steps."""
-    few = {"steps": CHECK_STEPS, "interval": CHECK_INTERVAL, "save_steps": CHECK_SAVE}
-    if name == "dataflex: odm":
-        few["mixer"] = {"reward_scale": REWARD_SCALE}
-    whole = run_arm(name, common, "-whole", **few)
-    if "failed" in whole:
-        return [f"{CHECK_STEPS} steps: failed: {whole['failed']}"]
-    workers = run_arm(name, common, "-workers", **few, workers=2)
-    checkpoint = whole["folder"] / "out" / f"checkpoint-{CHECK_SAVE}"
-    resumed = run_arm(name, common, "-resumed", **few, resume=str(checkpoint))
-    notes = compared("2 dataloader workers against none", workers, whole)
-    notes += compared(f"resumed at step {CHECK_SAVE} of {CHECK_STEPS} against no stop", resumed, whole, CHECK_SAVE)
-    if few.get("mixer"):
-        notes.append(
-            f"its option reward_scale: {REWARD_SCALE} given, {'/'.join(set(whole['reward_scales']))} in its log"
-        )
-    for run in (whole, workers, resumed):
-        if "failed" not in run:  # else its log may be wanted
-            shutil.rmtree(run["folder"])
-    return notes
-
-
-def notes_of(name: str, run: dict) -> list[str]:
-    """What else was seen in an arm's whole run."""
-    notes = run.get("notes", []) + odm_log(run)
-    if ARMS[name][0] == "versatune":
-        from versatune_plugin.files.history import history_path, read_history
-
-        history = read_history(history_path(str(run["folder"] / "out")))
-        notes.append(f"{len(history)} records, the last proportions {rounded(history[-1]['proportions'])}")
-    if run.get("plans"):
-        notes.append(f"first plan of rows {run['plans'][0]}, last one {run['plans'][-1]}")
-    if name == "dataflex: doremi":
-        weights, static = doremi_weights(run["folder"].parent), run["folder"].parent / slug("dataflex: static")
-        found = dict(zip(weights["domain_names"], weights["average_weights"], strict=True))
-        notes.append(f"its mean domain weights {rounded(found)}")
-        notes.append(
-            f"final weights differ from those of static by at most {weights_differ(run['folder'], static):.2g}"
-        )
-    return notes
-
-
-def measured(name: str, run: dict, laboratory, domain_of: dict[int, str]) -> dict:
+def measured(name: str, run: dict, laboratory) -> dict:
     """An arm as it stands in peers.json."""
-    empty = {"name": name, "seconds": None, "ratio": None, "mean_loss": None, "losses": {}, "drawn": {}}
     if "failed" in run:
-        return empty | {"notes": [f"not run: {run['failed']}"]}
+        return {"name": name, "failed": run["failed"], "seconds": None}
     from transformers import AutoModelForCausalLM
 
     losses = laboratory.losses(AutoModelForCausalLM.from_pretrained(run["folder"] / "model"))
-    drawn = Counter(domain_of[row] for step in run.get("seen", []) for row in step)
-    for plan in run.get("plans", []):
-        drawn.update(plan)
-    found = {"seconds": run["seconds"], "mean_loss": sum(losses.values()) / len(losses), "losses": losses}
-    return empty | found | {"drawn": {domain: drawn[domain] for domain in losses}, "notes": notes_of(name, run)}
+    return {"name": name, "seconds": run["seconds"], "losses": losses}
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
 def prepare(base: Path, data: Path, output: Path) -> tuple:
-    """The laboratory of the base, the domain of every row's id, and what all runs share; writes rows and base."""
+    """The laboratory of the base, and what all runs share; writes rows and base."""
     import datasets
     from laboratory import TINY, Laboratory
 
     datasets.disable_progress_bars()
-    laboratory, domain_of = Laboratory("peers", data, output, TINY, model=str(base)), {}
+    laboratory = Laboratory("peers", data, output, TINY, model=str(base))
     for split, sets in (("train", laboratory.train), ("probe", laboratory.probe)):
         for domain, rows in sets.items():
             rows = rows.to_list()[: PROBE_ROWS if split == "probe" else None]
-            domain_of |= {row_id(row["input_ids"]): domain for row in rows}
             file = output / "rows" / split / f"{domain}.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     facts = base.parent / "base.json"  # of the laboratory
     references = json.loads(facts.read_text())["references"] if facts.exists() else "self"
     common = {"base": str(readable(base, output / "base")), "rows": str(output / "rows"), "output": str(output)}
-    return laboratory, domain_of, common | {"references": references, "domains": list(laboratory.train)}
+    return laboratory, common | {"references": references, "domains": list(laboratory.train)}
 
 
 def readable(base: Path, copy: Path) -> Path:
@@ -409,14 +281,16 @@ def versions(python: str) -> dict[str, str]:
 
 
 def table(arms: list[dict], domains: list[str]) -> str:
-    """Markdown, with the notes below."""
-    lines = [f"| arm | seconds | ratio | mean loss | {' | '.join(domains)} |", "|---" * (len(domains) + 4) + "|"]
+    """Seconds, their ratio to the plain run of the same environment, and losses."""
+    from tables import markdown, mean_of, number
+
+    rows = []
     for arm in arms:
-        numbers = {"seconds": 1, "ratio": 2, "mean_loss": 3}
-        cells = [f"{arm[key]:.{digits}f}" if arm[key] else "-" for key, digits in numbers.items()]
-        cells += [f"{arm['losses'][domain]:.3f}" if arm["losses"] else "-" for domain in domains]
-        lines.append(f"| {arm['name']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {arm['name']}: {note}" for arm in arms for note in arm["notes"])])
+        losses = arm.get("losses") or dict.fromkeys(domains)
+        mean = mean_of(losses) if "losses" in arm else None
+        cells = [number(arm["seconds"], 1), number(arm.get("ratio"), 2), number(mean)]
+        rows.append([arm["name"], *cells, *map(number, losses.values())])
+    return markdown(["arm", "seconds", "ratio", "mean loss", *domains], rows)
 
 
 def main() -> None:
@@ -430,30 +304,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--peer-python", nargs="*", default=[], metavar="NAME=PATH", help="of odm, of dataflex")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
-    parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True, help="workers and resumes")
     options = parser.parse_args()
     pythons, output = dict(pair.split("=", 1) for pair in options.peer_python), options.output.resolve()
     pythons = {name: shutil.which(path) for name, path in pythons.items()} | {None: sys.executable}
-    laboratory, domain_of, common = prepare(options.base.resolve(), options.data, output)
+    laboratory, common = prepare(options.base.resolve(), options.data, output)
     settings = {"steps": options.steps, "batch": BATCH, "interval": INTERVAL, "learning_rate": LEARNING_RATE}
     settings |= {"probe_rows": PROBE_ROWS, "seed": SEED, "references": common["references"]}
     settings["versions"] = {name or "ours": versions(python) for name, python in pythons.items() if python}
     common |= {"pythons": pythons, "steps": options.steps}
     arms, of_plain = [], {}
     for name in options.arms:
-        run = run_arm(name, common)
-        arm = measured(name, run, laboratory, domain_of) | {"steps": options.steps}
-        if options.checks and name in CHECKED and "failed" not in run:
-            arm["notes"] += check(name, common)
+        arm = measured(name, run_arm(name, common), laboratory)
         kind, environment, _ = ARMS[name]
         if kind == "plain":
             of_plain[environment] = arm["seconds"]
         if arm["seconds"] and of_plain.get(environment):
             arm["ratio"] = arm["seconds"] / of_plain[environment]
         arms.append(arm)
-        print(table([arm], common["domains"]).splitlines()[2], file=sys.stderr, flush=True)
+        print(arm, file=sys.stderr, flush=True)
         (output / "peers.json").write_text(json.dumps({"arms": arms, "settings": settings}, indent=1) + "\n")
     print(table(arms, common["domains"]))
+    for arm in arms:
+        if "failed" in arm:
+            print(f"not run: {arm['name']}: {arm['failed']}")
 
 
 if __name__ == "__main__":

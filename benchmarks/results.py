@@ -1,7 +1,7 @@
 """The papers' tables at the size of this machine: python benchmarks/results.py --data FOLDER --output FOLDER
 
-Prepares the base models (see `laboratory`), does the runs that `plans` names, seed by seed, and writes a page about
-them into the output (`page.py` writes the one beside this file). Everything finished is a file below the output and is
+Prepares the base models (see `laboratory`), does the runs that `plans` names, seed by seed, and writes tables of them
+into the output (`tables.py`). Everything finished is a file below the output and is
 not done again, so that a killed command goes on where it was. Some 20 seconds per tiny run and core; `--dry-run` counts
 what is left.
 
@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 import plans
-from page import PAGE, write_page
+from tables import write_tables
 
 
 def jobs(options) -> list[tuple[str, str, dict, int]]:
@@ -146,7 +146,7 @@ def main() -> None:
         if left:
             with (options.output / "machine.jsonl").open("a") as file:
                 file.write(json.dumps(facts | {"wall_seconds": time.time() - began}) + "\n")
-    print(write_page(options.output, options.output / PAGE.name))
+    print(write_tables(options.output))
 
 
 if __name__ == "__main__":
