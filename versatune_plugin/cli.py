@@ -111,7 +111,7 @@ def _readable_errors():
 @click.argument("launcher_args", nargs=-1, type=click.UNPROCESSED)
 def references(config: Path, refresh: bool, launcher: str, launcher_args: tuple[str, ...]) -> None:
     """Fine-tune the reference model of an Axolotl YAML on each domain alone and keep its lowest held-out losses."""
-    from versatune_plugin.measuring.references import format_table, plot_beside
+    from versatune_plugin.report.references import format_references, plot_beside
 
     with _readable_errors():
         from versatune_plugin.hosts.axolotl.references import make_references
@@ -119,7 +119,7 @@ def references(config: Path, refresh: bool, launcher: str, launcher_args: tuple[
         file, document = make_references(
             config, refresh=refresh, launcher=launcher, launcher_args=list(launcher_args), say=click.echo
         )
-        click.echo(f"{file} ({document['reference_model']['name']}, {document['unit']})\n{format_table(document)}")
+        click.echo(f"{file} ({document.reference_model.name}, {document.unit})\n{format_references(document)}")
         plot_beside(file, document, click.echo)
 
 

@@ -1,6 +1,7 @@
 """The length of a run: the one place where rows, epochs and optimizer steps are turned into one another."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,3 +91,17 @@ class RunLength:
     def num_draws(self) -> int:
         """Rows drawn in the whole run."""
         return self.num_steps * self.rows_per_step
+
+
+def steps_of_references(reference, num_rows: Mapping[str, int], rows_per_step: int) -> dict[str, int]:
+    """Optimizer steps of each domain's reference run.
+
+    Args:
+        reference: The block's `reference:`.
+        num_rows: Training rows per domain.
+        rows_per_step: Rows of an optimizer step over all processes.
+    """
+    return {
+        domain: RunLength.of_rows(reference.samples_per_epoch or number, rows_per_step, reference.epochs).num_steps
+        for domain, number in num_rows.items()
+    }

@@ -222,7 +222,7 @@ class VersaTuneMixin(_Host):
         problems = references.row_misfits(document, self.data_fingerprints, self.probe_facts)
         references.refuse(path, document, problems, remedy)
         if self.is_world_process_zero():
-            visible_logger().info(references.summary(document, path))
+            visible_logger().info(document.summary(path))
 
     # The host's hooks
 

@@ -12,8 +12,8 @@ from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.blocks import readable
 from versatune_plugin.config.checks import domain_problems
 from versatune_plugin.config.measured import Measured
-from versatune_plugin.measuring import references
 from versatune_plugin.measuring.detection.document import DetectionDocument
+from versatune_plugin.measuring.references import References
 
 
 def merged(block: Mapping, text: str) -> dict:
@@ -92,4 +92,4 @@ def _references(config: VersaTuneConfig) -> Measured:
             f"versatune.reference_losses: {file} does not exist; `versatune references CONFIG` makes it; to do "
             "without: --try reference_losses=self, or a number per domain"
         )
-    return references.numbers_of(file, references.read(file))
+    return References.read(file).measured(file)

@@ -26,7 +26,9 @@ from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.files.history import history_path
 from versatune_plugin.hosts.axolotl import measurements as axolotl_measurements
 from versatune_plugin.hosts.axolotl import references as axolotl_references
-from versatune_plugin.measuring import references
+from versatune_plugin.measuring.references import References
+from versatune_plugin.measuring.references.document import Result
+from versatune_plugin.measuring.references.rows import Rows
 from versatune_plugin.signals import learnable_potential
 
 TWO = ("law", "code")
@@ -99,12 +101,12 @@ def test_train_makes_a_missing_file_first_and_says_so(made_on_demand):
     file = folder / "measured" / "references.json"
     assert f"{file} does not exist: making it first" in output
     assert "reference law 1/2: 2 epoch(s)" in output
-    document = references.read(file)
-    assert document["tokenizer"] == {"same": True, "reason": None}
+    document = References.read(file)
+    assert document.tokenizer.same
     for record in runs.history(folder / "out"):
         losses = np.array([record["losses"][domain] for domain in TWO])
-        expected = np.array([document["reference_losses"][domain] for domain in TWO])
-        assert record["reference_losses"] == document["reference_losses"]
+        expected = np.array([document.reference_losses[domain] for domain in TWO])
+        assert record["reference_losses"] == document.reference_losses
         assert list(record["potential"].values()) == learnable_potential(losses, expected).tolist()
 
 
@@ -118,9 +120,9 @@ def test_train_detects_its_start_first_and_says_so(made_on_demand):
 
 def test_reference_runs_and_main_run_measure_the_very_same_rows(made_on_demand):
     _, folder, _ = made_on_demand
-    document, first = references.read(folder / "measured" / "references.json"), runs.history(folder / "out")[0]
-    assert first["probe"] == document["probe"]["domains"]
-    assert first["losses"] == {domain: document["curves"][domain][0]["loss"] for domain in TWO}
+    document, first = References.read(folder / "measured" / "references.json"), runs.history(folder / "out")[0]
+    assert first["probe"] == document.probe.domains
+    assert first["losses"] == {domain: document.curves[domain][0].loss for domain in TWO}
 
 
 def test_what_a_finished_domain_leaves_is_its_history_and_its_yaml(made_on_demand):
@@ -183,17 +185,17 @@ def test_two_processes_measure_a_model_of_another_tokenizer_per_byte(workspace, 
     arguments = ("--launcher", "torchrun", "--", "--nproc_per_node", "2")
     status, output = to_its_end(start(config, tmp_path, *arguments, ACCELERATE_USE_CPU="true"))
     assert status == 0, output[-3000:]
-    document = references.read(tmp_path / "measured" / "references.json")
-    assert document["unit"] == "nats per byte"
+    document = References.read(tmp_path / "measured" / "references.json")
+    assert document.unit == "nats per byte"
     assert "measured in nats per UTF-8 byte" in output
-    (first, last) = document["curves"]["law"]
-    assert (first["step"], last["step"]) == (0, 2)  # 8 rows, 4 per step of both processes
+    (first, last) = document.curves["law"]
+    assert (first.step, last.step) == (0, 2)  # 8 rows, 4 per step of both processes
     record = json.loads(history_path(tmp_path / "measured" / "references.runs" / "law").read_text().splitlines()[0])
-    main, seen = document["probe"]["domains"]["law"], record["probe"]["law"]
+    main, seen = document.probe.domains["law"], record["probe"]["law"]
     assert main["target_bytes"] == seen["target_bytes"]  # answers alone are targets: the same text under both
     assert main["target_tokens"] < seen["target_tokens"] == seen["target_bytes"] + seen["rows"]  # each ends with </s>
     expected = np.log(259) * seen["target_tokens"] / seen["target_bytes"]
-    assert first["loss"] == pytest.approx(expected, rel=0.05)
+    assert first.loss == pytest.approx(expected, rel=0.05)
 
 
 # Without processes
@@ -251,7 +253,7 @@ def test_refresh_of_what_cannot_be_made_forgets_nothing(workspace, twin, tmp_pat
     path.write_text(yaml.safe_dump(config_of(workspace, tmp_path, twin)))
     file.parent.mkdir()
     file.touch()
-    monkeypatch.setattr(axolotl_references, "_Work", refuse)
+    monkeypatch.setattr(axolotl_references, "_prepared", refuse)
     with pytest.raises(ValueError, match="no rows"):
         axolotl_references.make_references(path, **(ALONE | {"refresh": True}))
     assert file.exists()
@@ -261,19 +263,23 @@ def rows_of(*texts: str) -> Dataset:
     return Dataset.from_dict({"input_ids": [list(text.encode()) for text in texts]})
 
 
-def test_runs_that_had_other_rows_than_the_command_are_refused_by_domain(tmp_path):
-    work = object.__new__(axolotl_references._Work)
-    work.domains = ("law", "code", "tax")
-    train = {domain: rows_of(domain, "train") for domain in work.domains}
-    heldout = {domain: rows_of(domain, "heldout") for domain in work.domains}
-    work._reference = axolotl_references.Rows.of(train, heldout, 2, 5)
-    results = {d: {"probe": work._reference.probe[d], "data": work._reference.data[d]} for d in work.domains}
-    assert work._reference.are_those_of("law", results["law"] | {"data": None})
-    results["law"] = results["law"] | {"probe": {"fingerprint": "other"}}
-    results["code"] = results["code"] | {"data": "other"}
+def test_runs_that_had_other_rows_than_the_command_are_refused_by_domain():
+    domains = ("law", "code", "tax")
+    train = {domain: rows_of(domain, "train") for domain in domains}
+    heldout = {domain: rows_of(domain, "heldout") for domain in domains}
+    rows = Rows(train, heldout, 2, 5)
+
+    def result(domain, **changes):
+        facts = {"probe": rows.probe[domain], "data": rows.data[domain]} | changes
+        return Result(
+            reference_loss=1, curve=[{"epoch": 0, "step": 0, "loss": 2}], stopped_early=False, seconds=1, **facts
+        )
+
+    fitting = {"law": result("law", data=None), "code": result("code"), "tax": result("tax")}
+    axolotl_references._check_rows(rows, fitting)
+    others = {"law": result("law", probe={"fingerprint": "other"}), "code": result("code", data="other")}
     with pytest.raises(ValueError, match="the reference runs of 'law', 'code' had other rows"):
-        work.write(tmp_path / "references.json", results)
-    assert list(tmp_path.iterdir()) == []
+        axolotl_references._check_rows(rows, fitting | others)
 
 
 def test_settings_of_a_yaml_compare_as_numbers_and_with_the_adapter_they_have():

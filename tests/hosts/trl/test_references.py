@@ -21,8 +21,9 @@ from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.measured import ReferenceRun
 from versatune_plugin.files.history import history_path, read_history
 from versatune_plugin.files.locking import locked
+from versatune_plugin.hosts.trl import processes
 from versatune_plugin.hosts.trl import references as sft_references
-from versatune_plugin.measuring import references
+from versatune_plugin.measuring.references import Making, References, runs_folder
 from versatune_plugin.signals import learnable_potential
 
 BASE_STEPS = {"max_steps": 3}
@@ -63,26 +64,26 @@ def numbers_of(file: Path) -> dict:
 
 def test_run_measures_against_the_file_it_made(made):
     folder, _, file = made
-    document = references.read(file)
+    document = References.read(file)
     records = runs.history(folder)
     for record in records:
-        losses, expected = inside.vector(record, "losses"), [document["reference_losses"][d] for d in DOMAINS]
+        losses, expected = inside.vector(record, "losses"), [document.reference_losses[d] for d in DOMAINS]
         assert inside.vector(record, "reference_losses") == expected
         assert inside.vector(record, "potential") == learnable_potential(np.array(losses), np.array(expected)).tolist()
-    assert all(point["loss"] for curve in document["curves"].values() for point in curve)
-    assert document["unit"] == "nats per target token"
+    assert all(point.loss for curve in document.curves.values() for point in curve)
+    assert document.unit == "nats per target token"
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_reference_run_measures_the_very_rows_of_the_main_run(made):
     folder, _, file = made
-    document, first = references.read(file), runs.history(folder)[0]
-    assert first["probe"] == document["probe"]["domains"]
+    document, first = References.read(file), runs.history(folder)[0]
+    assert first["probe"] == document.probe.domains
     for domain in DOMAINS:  # the same model before its first step: the same loss to the last digit
-        assert document["curves"][domain][0]["loss"] == first["losses"][domain]
+        assert document.curves[domain][0].loss == first["losses"][domain]
         history = read_history(history_path(file.parent / "references.runs" / domain))
-        assert [point["loss"] for point in document["curves"][domain]] == [r["losses"][domain] for r in history]
-        assert document["reference_losses"][domain] == min(r["losses"][domain] for r in history[1:])
+        assert [point.loss for point in document.curves[domain]] == [r["losses"][domain] for r in history]
+        assert document.reference_losses[domain] == min(r["losses"][domain] for r in history[1:])
 
 
 def test_checkpoints_of_finished_reference_runs_are_deleted(made):
@@ -125,12 +126,12 @@ def test_all_processes_take_part_and_agree(workspace, made, tmp_path):
     file = tmp_path / "measured" / "references.json"
     options = {"versatune": block(workspace, file), "save_strategy": "no", "trainer": peft(), **BASE_STEPS}
     runs.run(workspace, tmp_path, 2, per_device_train_batch_size=1, **options)
-    one, two = references.read(made[2]), references.read(file)
-    assert list(two["reference_losses"].values()) == pytest.approx(list(one["reference_losses"].values()), rel=1e-3)
-    assert two["settings"]["processes"] == 2
+    one, two = References.read(made[2]), References.read(file)
+    assert list(two.reference_losses.values()) == pytest.approx(list(one.reference_losses.values()), rel=1e-3)
+    assert two.settings["processes"] == 2
     ranks = [json.loads((tmp_path / f"decided-{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0]["sent"] == ranks[1]["sent"]
-    assert runs.history(tmp_path)[0]["reference_losses"] == two["reference_losses"]
+    assert runs.history(tmp_path)[0]["reference_losses"] == two.reference_losses
 
 
 # Another tokenizer
@@ -167,10 +168,10 @@ def test_other_tokenizer_is_measured_per_byte_in_both_runs(workspace, other_mode
     file = tmp_path / "references.json"
     options = {"max_length": 200, **ONLY_LAW, **BASE_STEPS}
     trainer = inside.train(workspace, tmp_path, versatune=block(workspace, file, other_model), **options)
-    document, records = references.read(file), runs.history(tmp_path)
-    assert document["unit"] == "nats per byte"
-    assert document["tokenizer"]["same"] is False
-    assert "tokens) differ in" in document["tokenizer"]["reason"]
+    document, records = References.read(file), runs.history(tmp_path)
+    assert document.unit == "nats per byte"
+    assert document.tokenizer.same is False
+    assert "tokens) differ in" in document.tokenizer.reason
     assert {record["loss_unit"] for record in records} == {"byte"}
 
     per_token = inside.build(workspace, tmp_path / "tokens", versatune=inside.fixed(), **options)
@@ -181,7 +182,7 @@ def test_other_tokenizer_is_measured_per_byte_in_both_runs(workspace, other_mode
     rows = per_token._probes.rows_by_domain["law"]
     texts = [words.decode(row["input_ids"][1:], skip_special_tokens=True).strip() for row in rows]
     num_bytes, num_tokens = sum(len(text.encode()) for text in texts), sum(len(row["input_ids"]) - 1 for row in rows)
-    facts = document["probe"]["domains"]["law"]
+    facts = document.probe.domains["law"]
     assert (facts["target_bytes"], facts["target_tokens"]) == (num_bytes, num_tokens)
     assert records[-1]["losses"]["law"] == pytest.approx(loss * num_tokens / num_bytes, rel=1e-12)
 
@@ -224,14 +225,14 @@ def test_reference_run_ends_after_the_first_epoch_whose_loss_rises(workspace, tm
     file = tmp_path / "references.json"
     versatune = block(workspace, file, epochs=9, stop_when_rising=True)
     inside.build(workspace, tmp_path, versatune=versatune, learning_rate=0.1, lr_scheduler_type="constant", **ONLY_LAW)
-    document = references.read(file)
-    losses = [point["loss"] for point in document["curves"]["law"]][1:]
+    document = References.read(file)
+    losses = [point.loss for point in document.curves["law"]][1:]
     rises = [later > earlier for earlier, later in pairwise(losses)]
     assert rises[-1], "no loss rose, so nothing was shown"
     assert not any(rises[:-1])
     assert len(losses) < 9
-    assert document["stopped_early"]["law"] is True
-    assert document["reference_losses"]["law"] == losses[-2]
+    assert document.stopped_early["law"] is True
+    assert document.reference_losses["law"] == losses[-2]
 
 
 def test_samples_per_epoch_left_out_means_all_rows_of_the_domain(workspace, tmp_path):
@@ -239,7 +240,7 @@ def test_samples_per_epoch_left_out_means_all_rows_of_the_domain(workspace, tmp_
     versatune = block(workspace, file, epochs=1, samples_per_epoch=None)
     rows = ONLY_LAW | {"rows": text({"law": 5})}
     inside.build(workspace, tmp_path, versatune=versatune, **rows, **BASE_STEPS)
-    assert [point["step"] for point in references.read(file)["curves"]["law"]] == [0, 3]  # 5 rows, 2 per step
+    assert [point.step for point in References.read(file).curves["law"]] == [0, 3]  # 5 rows, 2 per step
 
 
 # Faults
@@ -260,17 +261,17 @@ def test_reference_run_with_a_cut_off_checkpoint_alone_starts_from_the_beginning
 def test_folder_at_which_another_script_is_at_work_is_refused(workspace, tmp_path):
     file = tmp_path / "references.json"
     with (
-        locked(references.runs_folder(file) / ".lock"),
+        locked(runs_folder(file) / ".lock"),
         pytest.raises(RuntimeError, match=r"references\.runs/\.lock is in use by another process"),
     ):
         inside.build(workspace, tmp_path, versatune=block(workspace, file), **ONLY_LAW)
-    assert not (references.runs_folder(file) / "law").exists()
+    assert not (runs_folder(file) / "law").exists()
 
 
 def test_warm_up_longer_than_a_reference_run_is_named(workspace, tmp_path, monkeypatch, caplog):
     from trl import SFTConfig
 
-    monkeypatch.setattr(references, "measure", lambda *_, **__: {})
+    monkeypatch.setattr(Making, "measure", lambda *_: {})
     caplog.set_level("INFO", "versatune_plugin")
     config = VersaTuneConfig(**block(workspace, tmp_path / "references.json"))
     args = SFTConfig(str(tmp_path), warmup_steps=8, per_device_train_batch_size=2, use_cpu=True, report_to="none")
@@ -283,10 +284,10 @@ def test_warm_up_longer_than_a_reference_run_is_named(workspace, tmp_path, monke
 def test_settings_of_a_run_are_those_of_the_file_it_made(workspace, made):
     _, trainer, file = made
     settings = sft_references.settings_of((None, trainer.args), peft())
-    document = references.read(file)
+    document = References.read(file)
     assert settings["learning_rate"] == 0.01
     assert settings["adapter"]["r"] == 4
-    assert settings == {key: document["settings"][key] for key in settings}
+    assert settings == {key: document.settings[key] for key in settings}
     assert sft_references.settings_of(("model",), {}) == {}
 
 
@@ -305,10 +306,10 @@ def test_any_error_of_the_main_process_reaches_the_others(monkeypatch, error, ki
         raise error
 
     sent = []
-    monkeypatch.setattr(sft_references, "PartialState", lambda: SimpleNamespace(is_main_process=True, num_processes=2))
-    monkeypatch.setattr(sft_references, "broadcast_object_list", lambda box: sent.append(pickle.dumps(box)))
+    monkeypatch.setattr(processes, "PartialState", lambda: SimpleNamespace(is_main_process=True, num_processes=2))
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda box: sent.append(pickle.dumps(box)))
     with pytest.raises(kind, match=r"missing|Strange: 1 and 2"):
-        sft_references.on_main(fail)
+        processes.on_main(fail)
     assert isinstance(pickle.loads(sent[0])[1], kind)
 
 
@@ -404,7 +405,7 @@ def test_plain_trainer_reads_a_file_and_cannot_make_one(workspace, made, tmp_pat
     ends = np.cumsum(list(NUM_ROWS.values())).tolist()
     spans = {d: (end - NUM_ROWS[d], end) for d, end in zip(DOMAINS, ends, strict=True)}
     assert list(build(file).settings_of_run(3).reference_losses) == list(
-        references.read(file)["reference_losses"].values()
+        References.read(file).reference_losses.values()
     )
     with pytest.raises(ValueError, match="does not exist; give the numbers") as error:
         build(tmp_path / "missing.json")

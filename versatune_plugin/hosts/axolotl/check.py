@@ -28,7 +28,7 @@ from versatune_plugin.config.settings import provisional
 from versatune_plugin.domains import nearest
 from versatune_plugin.hosts.axolotl import config as axolotl_config
 from versatune_plugin.hosts.axolotl import measurements
-from versatune_plugin.hosts.length import RunLength
+from versatune_plugin.hosts.length import RunLength, steps_of_references
 from versatune_plugin.hosts.plan import Plan, detection_work, format_plan
 from versatune_plugin.measuring import references
 from versatune_plugin.measuring.probe_plan import ProbePlan
@@ -475,12 +475,8 @@ def _reference_work(config: VersaTuneConfig, cfg, num_rows: Mapping[str, int]) -
     """What the reference runs that are missing will do."""
     reference, file = config.reference, config.references_file
     finished = [domain for domain in num_rows if references.is_finished(file, domain)]
-    per_step = axolotl_config.rows_per_step(cfg)  # as many processes train them
-    steps = {
-        domain: RunLength.of_rows(reference.samples_per_epoch or number, per_step, reference.epochs).num_steps
-        for domain, number in num_rows.items()
-        if domain not in finished
-    }
+    to_train = {domain: number for domain, number in num_rows.items() if domain not in finished}
+    steps = steps_of_references(reference, to_train, axolotl_config.rows_per_step(cfg))  # by as many processes
     about = "about " if cfg.sample_packing else ""
     count = f"{len(steps)} of {len(num_rows)} domains"
     lines = [f"reference runs: {reference.model!r} on {count}, {reference.epochs} epoch(s) each"]

@@ -14,11 +14,13 @@ from versatune_plugin.config.handover import Handover
 from versatune_plugin.config.measured import Measured
 from versatune_plugin.files.history import write_atomically
 from versatune_plugin.hosts.axolotl.detection import base_model_of, texts_of
-from versatune_plugin.hosts.axolotl.references import Rows, remedy, settings_of, without_launcher
+from versatune_plugin.hosts.axolotl.processes import without_launcher
+from versatune_plugin.hosts.axolotl.references import remedy, settings_of
 from versatune_plugin.hosts.checks import describe_model
 from versatune_plugin.hosts.stream_checks import fitted_on_rows
 from versatune_plugin.measuring import references
 from versatune_plugin.measuring.detection.run import detected_start
+from versatune_plugin.measuring.references.rows import Rows
 
 logger = logging.getLogger("axolotl.versatune")
 
@@ -133,9 +135,9 @@ def references_of(config: VersaTuneConfig, cfg, train: Mapping, heldout: Mapping
         return describe_model(model, cfg.revision_of_model if model == cfg.base_model else None)
 
     measured, document = references.of_file(config, domains, cfg.base_model, describe, command, settings_of(cfg))
-    rows = Rows.of(train, heldout, measured.probe_rows, cfg.seed)
+    rows = Rows(train, heldout, measured.probe_rows, cfg.seed)
     references.refuse(file, document, references.row_misfits(document, rows.data, rows.probe), command)
-    logger.info(references.summary(document, file))
+    logger.info(document.summary(file))
     return measured
 
 

@@ -13,7 +13,7 @@ from versatune_plugin.config.measured import Measured
 from versatune_plugin.hosts.checks import are_streams
 from versatune_plugin.hosts.stream_checks import fitted_on_rows
 from versatune_plugin.hosts.trainer import visible_logger
-from versatune_plugin.hosts.trl.references import on_main, random_state_kept
+from versatune_plugin.hosts.trl.processes import on_main, random_state_kept
 from versatune_plugin.measuring.detection.models import SampledModel
 from versatune_plugin.measuring.detection.run import detected_start as read_start
 from versatune_plugin.measuring.detection.run import make_detection

@@ -8,7 +8,8 @@ from versatune_plugin.config.measured import Measured
 from versatune_plugin.hosts.checks import are_streams, check_before_the_model, check_domains_fit, describe_model
 from versatune_plugin.hosts.trainer import VersaTuneMixin, stand_in, visible_logger
 from versatune_plugin.hosts.trl.detection import detected_start
-from versatune_plugin.hosts.trl.references import SFTReferences, on_main, settings_of
+from versatune_plugin.hosts.trl.processes import on_main
+from versatune_plugin.hosts.trl.references import SFTReferences, settings_of
 from versatune_plugin.measuring import references
 
 
@@ -64,8 +65,7 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
             )
             return measured, lambda: self.check_rows_of(path, document, remedy)
         runs = SFTReferences(config, train, heldout, args, kwargs, VersaTuneSFTTrainer, visible_logger())
-        runs.measure()
-        return runs.measured, lambda: runs.write(self.data_fingerprints, self.probe_facts)
+        return runs.measure(), lambda: runs.write(self.data_fingerprints, self.probe_facts)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args, packing: bool, *rest) -> Dataset:
         """Prepare every domain where TRL asks for the train set (which it knows as the first domain's rows).
