@@ -468,10 +468,10 @@ class Laboratory:
             "losses": trace.measured[-1]["losses"],
             "accuracy": self.accuracy(trainer.model),
             "checkpoints": trace.measured,
-            "drawn": _shares(history[-1]["drawn_by_domain"]),
-            "proportions": history[-1]["proportions"],
-            "path": [[record["step"], record["proportions"]] for record in history],
-            "tests": [[*record["test"].values(), record["expanded"]] for record in history if record["test"]],
+            "drawn": _shares(history[-1].drawn_by_domain),
+            "proportions": history[-1].proportions,
+            "path": [[record.step, record.proportions] for record in history],
+            "tests": [[record.test.left, record.test.right, record.expanded] for record in history if record.test],
             "seconds": seconds,
         }
         write_json(file, result)

@@ -174,12 +174,12 @@ def measure(name: str, num_updates: int, folder: Path, trace: bool) -> dict:
     total = time.perf_counter() - began
     records = callback._history.read()
     assert trainer.num_checked == num_updates
-    assert [record["step"] for record in records] == list(range(num_updates + 1))
-    assert list(records[-1]["drawn_by_domain"].values()) == drawn.tolist()
+    assert [record.step for record in records] == list(range(num_updates + 1))
+    assert list(records[-1].drawn_by_domain.values()) == drawn.tolist()
     return {
         "strategy": name,
         "updates": num_updates,
-        "skipped": sum(record["skipped"] is not None for record in records),
+        "skipped": sum(record.skipped is not None for record in records),
         "microseconds_first": 1e6 * statistics.median(seconds["first"]),
         "microseconds_last": 1e6 * statistics.median(seconds["last"]),
         "sizes": sizes,

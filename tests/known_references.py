@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from versatune_plugin.config.block import VersaTuneConfig
-from versatune_plugin.files.history import history_path, to_line
+from versatune_plugin.files.history import history_path
+from versatune_plugin.files.record import Record
 from versatune_plugin.measuring.references.document import Model, References
 from versatune_plugin.measuring.references.making import Making
 
@@ -44,13 +45,14 @@ def write_history(folder: Path, domain: str, losses) -> None:
             "step": 2 * epoch,
             "epoch": float(epoch),
             "losses": {domain: loss},
+            "proportions": {domain: 1.0},
             "probe": None if epoch else {domain: PROBE},
         }
         for epoch, loss in enumerate(losses)
     ]
     path = history_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(map(to_line, records)))
+    path.write_text("".join(Record(**record).to_line() for record in records))
 
 
 def making(file: Path, epochs: int = 3, **changes) -> Making:

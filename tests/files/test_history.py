@@ -15,13 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_plugin.files.history import History, history_path, read_history, to_line, write_atomically
+from versatune_plugin.files.history import History, history_path, read_history, write_atomically
+from versatune_plugin.files.record import Record, fields
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def steps(path):
-    return [record["step"] for record in read_history(path)]
+    return [record.step for record in read_history(path)]
+
+
+def line(step: int, **more) -> Record:
+    return Record(**{"step": step, "proportions": {"law": 1.0}} | more)
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def path(tmp_path):
 def two_updates(path):
     history = History(path)
     for step in (0, 50):
-        history.append({"step": step})
+        history.append(line(step))
     return path
 
 
@@ -58,29 +63,41 @@ def test_the_history_lies_below_the_output_directory(tmp_path):
 
 
 def test_records_read_back_as_they_were_written(path):
-    records = [{"step": 0, "losses": {"law": 1.25, "médecine\u2028": None}, "expanded": None}, {"step": 50, "test": {}}]
+    records = [line(0, losses={"law": 1.25, "médecine\u2028": None}, expanded=None), line(50, test={"left": 0.5})]
     history = History(path)
     for record in records:
         history.append(record)
-    assert read_history(path) == records
+    assert read_history(path) == history.read() == records
     assert path.read_text(encoding="ascii").count("\n") == 2
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False))
+@given(st.floats(min_value=0, allow_nan=False, allow_infinity=False))
 def test_floats_read_back_to_the_same_double(number):
-    assert struct.pack("d", json.loads(to_line({"loss": number}))["loss"]) == struct.pack("d", number)
+    read = Record.model_validate_json(line(0, losses={"law": number}).to_line()).losses["law"]
+    assert struct.pack("d", read) == struct.pack("d", number)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_number_that_json_does_not_know_is_never_written(number):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        to_line({"loss": number})
+def test_a_number_that_json_does_not_know_is_no_record(number):
+    with pytest.raises(ValueError, match="finite"):
+        line(0, losses={"law": number})
 
 
-@pytest.mark.parametrize("line", ['{"step": 5', "[1]", "5", '{"epoch": 1}'])
-def test_a_line_that_is_no_record_is_an_error_that_names_the_line(two_updates, line):
+def test_every_quantity_says_what_it_is():
+    told = list(fields())
+    assert [name for name, *_ in told] == list(json.loads(line(0).to_line()))
+    assert all(meaning for _, _, meaning in told)
+
+
+def test_a_key_of_a_later_release_is_passed_over_and_a_missing_one_is_unknown():
+    record = Record.model_validate_json('{"step": 3, "proportions": {"law": 1.0}, "goal_score": 0.5}')
+    assert (record.step, record.losses, record.note) == (3, None, None)
+
+
+@pytest.mark.parametrize("given", ['{"step": 5', "[1]", "5", '{"epoch": 1}'])
+def test_a_line_that_is_no_record_is_an_error_that_names_the_line(two_updates, given):
     with two_updates.open("a") as file:
-        file.write(line + "\n")
+        file.write(given + "\n")
     with pytest.raises(ValueError, match=r"history\.jsonl, line 3 is not"):
         read_history(two_updates)
 
@@ -104,14 +121,14 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 
 
 def test_a_new_run_moves_the_history_of_the_old_one_aside(two_updates):
-    History(two_updates).append({"step": 7})
+    History(two_updates).append(line(7))
     assert steps(two_updates) == [7]
     assert steps(two_updates.with_name("history.previous.jsonl")) == [0, 50]
 
 
 def test_every_old_history_is_kept(two_updates):
     for step in (7, 8):
-        History(two_updates).append({"step": step})
+        History(two_updates).append(line(step))
     History(two_updates)
     kept = {path.name: steps(path) for path in two_updates.parent.glob("history.previous*")}
     assert kept == {
@@ -123,13 +140,13 @@ def test_every_old_history_is_kept(two_updates):
 
 def test_a_run_that_ends_before_its_first_line_leaves_nothing_to_keep(two_updates):
     History(two_updates)
-    History(two_updates).append({"step": 7})
+    History(two_updates).append(line(7))
     assert [path.name for path in two_updates.parent.glob("history.previous*")] == ["history.previous.jsonl"]
 
 
 def test_a_history_is_gone_on_with_however_its_path_is_written(two_updates, monkeypatch):
     monkeypatch.chdir(two_updates.parent)
-    History(Path(two_updates.name), two_updates, 50).append({"step": 100})
+    History(Path(two_updates.name), two_updates, 50).append(line(100))
     assert steps(two_updates) == [0, 50, 100]
     assert not list(two_updates.parent.glob("history.previous*"))
 
@@ -137,48 +154,48 @@ def test_a_history_is_gone_on_with_however_its_path_is_written(two_updates, monk
 def test_a_folder_that_was_removed_is_made_again_at_the_end(two_updates):
     history = History(two_updates, two_updates, 50)
     shutil.rmtree(two_updates.parent)
-    history.append({"step": 100})
+    history.append(line(100))
     history.finish()
-    assert steps(two_updates) == [0, 50, 100]
+    assert steps(two_updates) == [100]
 
 
 def test_a_resumed_run_cuts_the_lines_after_its_checkpoint(two_updates):
-    History(two_updates).append({"step": 100})
+    History(two_updates).append(line(100))
     history = History(two_updates, two_updates, 0)
     assert steps(two_updates) == []  # the new run above moved steps 0 and 50 aside
-    history.append({"step": 50})
+    history.append(line(50))
     assert steps(two_updates) == [50]
 
 
 @pytest.mark.parametrize(("until_step", "kept"), [(0, [0]), (49, [0]), (50, [0, 50]), (99, [0, 50])])
 def test_a_line_at_the_step_of_the_checkpoint_is_kept(two_updates, until_step, kept):
-    assert [r["step"] for r in History(two_updates, two_updates, until_step).read()] == kept
+    assert [r.step for r in History(two_updates, two_updates, until_step).read()] == kept
     assert steps(two_updates) == kept
 
 
 def test_a_resumed_run_appends_to_the_very_bytes_it_found(two_updates):
     before = two_updates.read_bytes()
-    History(two_updates, two_updates, 50).append({"step": 100})
-    assert two_updates.read_bytes() == before + b'{"step": 100}\n'
+    History(two_updates, two_updates, 50).append(line(100))
+    assert two_updates.read_bytes() == before + line(100).to_line().encode()
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 100, "lo', b'{"step": 100}', b"\0\0\0\0", b'{"step": 100, "d": "\xc3'])
 def test_a_torn_last_line_is_repaired_on_resume(two_updates, torn):
     with two_updates.open("ab") as file:
         file.write(torn)
-    History(two_updates, two_updates, 200).append({"step": 100})
+    History(two_updates, two_updates, 200).append(line(100))
     assert steps(two_updates) == [0, 50, 100]
 
 
 def test_a_resumed_run_without_a_history_starts_one(path):
-    History(path, path, 50).append({"step": 100})
+    History(path, path, 50).append(line(100))
     assert steps(path) == [100]
 
 
 def test_a_run_resumed_into_another_folder_takes_the_lines_of_the_old_one_along(two_updates, tmp_path):
     before, elsewhere = two_updates.read_bytes(), history_path(tmp_path / "elsewhere")
-    History(elsewhere).append({"step": 7})
-    History(elsewhere, two_updates, 0).append({"step": 25})
+    History(elsewhere).append(line(7))
+    History(elsewhere, two_updates, 0).append(line(25))
     assert steps(elsewhere) == [0, 25]
     assert steps(elsewhere.with_name("history.previous.jsonl")) == [7]
     assert two_updates.read_bytes() == before
@@ -201,76 +218,34 @@ def test_an_unwritable_folder_is_an_error_at_the_start(path):
         History(path)
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 20)], ids=["removed", "cut"])
-def test_a_file_that_was_cut_or_removed_from_outside_is_written_anew(two_updates, harm):
-    history = History(two_updates, two_updates, 50)
-    harm(two_updates)
-    history.append({"step": 100})
-    assert steps(two_updates) == [0, 50, 100]
-
-
-@pytest.fixture
-def long_history(path):
-    """40 lines of 100 kB, of which memory keeps the last 10."""
-    history = History(path)
-    for step in range(40):
-        history.append({"step": step, "note": "x" * 99_950})
-    return history
-
-
 def test_memory_does_not_grow_with_the_file(path):
-    tracemalloc.start()
     history = History(path)
+    tracemalloc.start()
     for step in range(40):
-        history.append({"step": step, "note": "x" * 99_950})
+        history.append(line(step, note="x" * 99_950))
     in_use, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert path.stat().st_size > 3.9e6
-    assert in_use < 1.2e6
+    assert in_use < 0.5e6
 
 
-def test_all_records_are_read_back_from_a_file_longer_than_what_memory_keeps(long_history):
-    assert [record["step"] for record in long_history.read()] == list(range(40))
-    resumed = History(long_history.path, long_history.path, 29)
-    resumed.append({"step": 30})
-    assert [record["step"] for record in resumed.read()] == list(range(31)) == steps(long_history.path)
-
-
-def test_a_cut_within_what_memory_keeps_loses_nothing(long_history, caplog):
-    os.truncate(long_history.path, 33 * 100_000)
-    long_history.append({"step": 40})
-    assert steps(long_history.path) == list(range(41))
-    assert not caplog.messages
-
-
-@pytest.mark.parametrize(("left", "older"), [(250_000, [0, 1]), (0, []), (None, [])], ids=["cut", "emptied", "removed"])
-def test_lines_that_are_gone_and_older_than_what_memory_keeps_are_said_to_be_lost(long_history, caplog, left, older):
-    size = long_history.path.stat().st_size
-    long_history.path.unlink() if left is None else os.truncate(long_history.path, left)
-    long_history.append({"step": 40})
-    kept = steps(long_history.path)
-    assert kept == older + list(range(kept[len(older)], 41))
-    assert 9 <= len(kept) - len(older) - 1 <= 10
-    lost = size - long_history.path.stat().st_size + len(to_line({"step": 40}))
-    assert caplog.messages == [f"{long_history.path} was cut from outside: {lost} bytes of its older lines are lost"]
-    assert [record["step"] for record in long_history.read()] == kept
-
-
-def test_older_lines_that_cannot_be_read_do_not_fail_the_end_of_a_run(long_history, caplog):
-    with long_history.path.open("r+b") as file:
+def test_a_spoilt_file_does_not_fail_the_end_of_a_run(two_updates, caplog):
+    history = History(two_updates, two_updates, 50)
+    with two_updates.open("r+b") as file:
         file.write(b"spoilt")
-    assert [record["step"] for record in long_history.read()][-9:] == list(range(31, 40))
-    assert "the older lines of" in caplog.text
-    long_history.path.unlink()
-    assert [record["step"] for record in long_history.read()][-9:] == list(range(31, 40))
+    assert history.read() == []
+    assert "cannot be read" in caplog.text
+    two_updates.unlink()
+    history.append(line(100))
+    assert steps(two_updates) == [100]
 
 
 def test_a_folder_that_vanished_is_reported_and_training_goes_on(two_updates, caplog):
     history = History(two_updates, two_updates, 50)
     away = two_updates.parent.rename(two_updates.parent.with_name("away"))
-    history.append({"step": 100})
+    history.append(line(100))
     assert caplog.messages[0].startswith("1 history line(s) wait in memory")
-    assert [record["step"] for record in history.read()] == [0, 50, 100]
+    assert [record.step for record in history.read()] == [100]
     away.rename(two_updates.parent)
     history.flush()
     assert steps(two_updates) == [0, 50, 100]
@@ -280,6 +255,10 @@ WRITE_UNTIL_FULL = """
 import logging, resource, signal, sys
 from pathlib import Path
 from versatune_plugin.files.history import History, read_history
+from versatune_plugin.files.record import Record
+
+def line(step, **more):
+    return Record(step=step, proportions={"law": 1.0}, **more)
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -288,14 +267,14 @@ logging.basicConfig(stream=sys.stdout, format="%(message)s")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = Path(sys.argv[1])
 history = History(path)
-history.append({"step": 0, "note": "x" * 100})
+history.append(line(0, note="x" * 100))
 limit(path.stat().st_size + 40)
 for step in (1, 2):
-    history.append({"step": step, "note": "x" * 100})
-    print("on disk", [record["step"] for record in read_history(path)])
+    history.append(line(step, note="x" * 100))
+    print("on disk", [record.step for record in read_history(path)])
 limit(resource.RLIM_INFINITY)
-history.append({"step": 3})
-print("on disk", [record["step"] for record in read_history(path)])
+history.append(line(3))
+print("on disk", [record.step for record in read_history(path)])
 """
 
 
@@ -324,22 +303,22 @@ def test_a_full_disk_tears_no_line_and_loses_none(small_disk, caplog):
     history = History(path)
     filler = small_disk / "checkpoint"
     filler.write_bytes(b"x" * 40_000)
-    for step in range(60):  # 600 bytes each: the disk is full after some 30
-        history.append({"step": step, "note": "x" * 580})
+    for step in range(30):  # the disk is full after some 15
+        history.append(line(step, note="x" * 280))
     on_disk = steps(path)
     assert on_disk == list(range(len(on_disk)))
-    assert 5 < len(on_disk) < 60
+    assert 5 < len(on_disk) < 30
     assert "No space left" in caplog.text or "bytes could be written" in caplog.text
     filler.unlink()
-    history.append({"step": 60})
-    assert steps(path) == list(range(61))
+    history.append(line(30))
+    assert steps(path) == list(range(31))
 
 
 def test_a_full_disk_at_the_start_of_a_resumed_run_leaves_its_history_alone(small_disk):
     path = history_path(small_disk)
     history = History(path)
     for step in range(20):
-        history.append({"step": step, "note": "x" * 580})
+        history.append(line(step, note="x" * 580))
     before = path.read_bytes()
     left = os.statvfs(small_disk)
     (small_disk / "checkpoint").write_bytes(b"x" * (left.f_bavail * left.f_frsize))
@@ -354,13 +333,17 @@ WRITE_FOR_EVER = """
 import sys
 from pathlib import Path
 from versatune_plugin.files.history import History
+from versatune_plugin.files.record import Record
+
+def line(step, **more):
+    return Record(step=step, proportions={"law": 1.0}, **more)
 
 history = History(Path(sys.argv[1]), Path(sys.argv[1]), int(sys.argv[2]))
 print(flush=True)
 step = int(sys.argv[2])
 while True:
     step += 1
-    history.append({"step": step, "note": "x" * (step * 997 % 9000)})
+    history.append(line(step, note="x" * (step * 997 % 9000)))
 """
 
 

@@ -208,7 +208,8 @@ def history(output_dir: Path) -> list[dict]:
 
     records = read_history(history_path(output_dir))
     times = ("seconds", "probe_seconds")
-    return [{key: value for key, value in record.items() if key not in times} for record in records]
+    lines = [json.loads(record.to_line()) for record in records]
+    return [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 
 def log_of(output_dir: Path) -> str:

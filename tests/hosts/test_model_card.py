@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from transformers import TrainerCallback
 
 from tests.hosts import inside, runs
+from tests.report.histories import typed
 from tests.tiny import DOMAINS, NUM_ROWS
 from versatune_plugin.hosts.model_card import section_of, write_section
 
@@ -115,9 +116,9 @@ def test_writing_again_changes_nothing(finished, records, tmp_path):
     for name in ("with the section", "without"):
         path = tmp_path / f"{name}.md"
         path.write_text(text if name == "with the section" else "# Mine\n\nBody.\n")
-        write_section(path, records)
+        write_section(path, typed(records))
         once = path.read_text()
-        write_section(path, records)
+        write_section(path, typed(records))
         assert path.read_text() == once
         assert section_in(once) == section_in(text)
         assert ModelCard.load(path, ignore_metadata_errors=False).data.tags.count("versatune") == 1
@@ -160,7 +161,7 @@ def test_card_of_a_plain_trainer_keeps_its_metadata_and_ends_with_the_section(wo
 )
 def test_domain_names_stand_in_the_card_letter_by_letter(records, name):
     renamed = json.loads(json.dumps(records).replace('"law"', json.dumps(name)))
-    rows = cells(section_of(renamed))
+    rows = cells(section_of(typed(renamed)))
     assert [row["domain"] for row in rows] == [" ".join(name.split()), *DOMAINS[1:]]
     assert {row["rows"] for row in rows} == {"60", "35", "21"}
 
@@ -183,7 +184,7 @@ def test_run_on_streams_has_no_rows_in_its_card(workspace, tmp_path):
 
 
 def test_history_without_its_first_line_tells_what_it_can(records):
-    section = section_of(records[2:])
+    section = section_of(typed(records[2:]))
     assert "proportion at the start" not in cells(section)[0]
     assert "Strategy" not in section
     assert "optimizer step 14\n" in section
@@ -283,8 +284,8 @@ def test_history_says_what_was_used_and_how_long_a_line_took(finished):
 
     _, folder, _ = finished
     records = read_history(history_path(folder))
-    run = records[0]["run"]
-    assert all(0 <= record["probe_seconds"] <= record["seconds"] < 60 for record in records)
+    run = records[0].run.model_dump()
+    assert all(0 <= record.probe_seconds <= record.seconds < 60 for record in records)
     assert list(run["versions"]) == ["versatune_plugin", "torch", "transformers", "trl"]
     assert all(re.match(r"\d+\.\d+", version) for version in run["versions"].values())
     assert len(run["fingerprints"]) == 2 * len(DOMAINS)

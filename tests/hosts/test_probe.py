@@ -263,10 +263,10 @@ def test_seconds_of_a_probe_are_recorded_and_its_share_is_shown(workspace, tmp_p
     caplog.set_level("INFO", logger="versatune_plugin")
     trainer = inside.train(workspace, tmp_path)
     records = read_history(history_path(tmp_path))
-    assert all(0 < record["probe_seconds"] < 5 for record in records)
-    total = sum(record["probe_seconds"] for record in records)
+    assert all(0 < record.probe_seconds < 5 for record in records)
+    total = sum(record.probe_seconds for record in records)
     assert f"probes took {total:.1f} s" in caplog.text
-    assert f"of the run (predicted: {100 * records[0]['run']['predicted_probe_share']:.1f} %)" in caplog.text
+    assert f"of the run (predicted: {100 * records[0].run.predicted_probe_share:.1f} %)" in caplog.text
     assert total < next(e["train_runtime"] for e in trainer.state.log_history if "train_runtime" in e)
 
 

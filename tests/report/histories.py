@@ -1,10 +1,12 @@
 """Histories of runs that never were, as a run writes them."""
 
+import json
 import math
 
 import numpy as np
 
-from versatune_plugin.files.history import history_path, to_line
+from versatune_plugin.files.history import history_path
+from versatune_plugin.files.record import Record
 
 NAMES = ("medicine", "general", "code", "law", "science", "finance")
 
@@ -122,7 +124,7 @@ def write(records, folder):
     """An output directory with this history."""
     path = history_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(map(to_line, records)), encoding="utf-8")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return folder
 
 
@@ -155,3 +157,8 @@ def evaluation(scores, step=None):
         "limit": None,
         "harness": {"version": "0.4"},
     }
+
+
+def typed(records):
+    """The lines of a history as a run holds them."""
+    return [Record.model_validate(record) for record in records]

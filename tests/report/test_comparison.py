@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from versatune_plugin.files.record import Record
 from versatune_plugin.report.comparison import compare
 from versatune_plugin.report.drawing import new_figure
 from versatune_plugin.report.parts import Cell, Chart, Table
@@ -24,30 +25,32 @@ def make_run(name, losses=FALLING, strategy="uniform", errors=0.05, target=None,
     for place, step in enumerate((0, 5, 10)[:num_records]):
         at = {domain: values[place] for domain, values in losses.items()} if losses else None
         records.append(
-            {
-                "step": step,
-                "num_drawn": 16 * step,
-                "drawn_by_domain": {domain: 16 * step * share[domain] for domain in domains},
-                "tokens_by_domain": dict.fromkeys(domains, 100 * step),
-                "unit": "examples",
-                "signal": changes.get("signal", "probe"),
-                "losses": None if changes.get("signal") == "train" and step == 0 else at,
-                "loss_errors": dict.fromkeys(domains, errors) if errors is not None else None,
-                "loss_unit": changes.get("loss_unit", "token"),
-                "reference_losses": changes.get("reference_losses"),
-                "proportions_before": share,
-                "proportions": share,
-                "seconds": 2.0,
-                "probe_seconds": 0.5,
-                "probe": None
-                if step
-                else {d: {"fingerprint": f"rows of {d}"} | changes.get("probe", {}).get(d, {}) for d in domains},
-                "run": {
-                    "settings": settings | changes.get("settings", {}),
-                    "num_steps": changes.get("num_steps", 10),
-                    "fingerprints": changes.get("fingerprints", {}),
-                },
-            }
+            Record(
+                **{
+                    "step": step,
+                    "num_drawn": 16 * step,
+                    "drawn_by_domain": {domain: int(16 * step * share[domain]) for domain in domains},
+                    "tokens_by_domain": dict.fromkeys(domains, 100 * step),
+                    "unit": "examples",
+                    "signal": changes.get("signal", "probe"),
+                    "losses": None if changes.get("signal") == "train" and step == 0 else at,
+                    "loss_errors": dict.fromkeys(domains, errors) if errors is not None else None,
+                    "loss_unit": changes.get("loss_unit", "token"),
+                    "reference_losses": changes.get("reference_losses"),
+                    "proportions_before": share,
+                    "proportions": share,
+                    "seconds": 2.0,
+                    "probe_seconds": 0.5,
+                    "probe": None
+                    if step
+                    else {d: {"fingerprint": f"rows of {d}"} | changes.get("probe", {}).get(d, {}) for d in domains},
+                    "run": {
+                        "settings": settings | changes.get("settings", {}),
+                        "num_steps": changes.get("num_steps", 10),
+                        "fingerprints": changes.get("fingerprints", {}),
+                    },
+                }
+            )
         )
     return Run(name=name, folder=Path(name), records=records, problem=changes.get("problem"))
 
@@ -210,7 +213,7 @@ def test_base_losses_are_left_out_where_the_runs_do_not_share_them():
 
 def test_a_loss_that_was_not_finite_at_the_end_is_a_dash_with_the_mean():
     run = make_run("uni")
-    run.records[-1]["losses"] = {"law": 3.2, "code": None}
+    run.records[-1].losses = {"law": 3.2, "code": None}
     assert losses_of(make_other(), run, baseline="other")["uni"] == ["3.200 (+0.200)*", "-", "-"]
 
 
@@ -243,7 +246,7 @@ def test_domains_that_can_be_compared_still_are():
 def test_rows_that_are_not_recorded_are_not_taken_for_the_same():
     other = make_other()
     for record in other.records:
-        del record["probe"]
+        record.probe = None
     assert losses_of(make_run("uni"), other)["other"] == ["3.000", "2.300", "2.650"]
     assert any("not recorded which held-out rows other was measured on" in w for w in warnings_of(make_run("u"), other))
 
@@ -298,7 +301,7 @@ def test_runs_that_can_be_compared_have_no_warning():
 
 def test_the_rows_that_count_are_those_of_the_last_measurement():
     resumed = make_other()
-    resumed.records[1]["probe"] = {d: {"fingerprint": f"other rows of {d}"} for d in ("law", "code")}
+    resumed.records[1].probe = {d: {"fingerprint": f"other rows of {d}"} for d in ("law", "code")}
     assert any("was measured on other held-out rows than uni" in w for w in warnings_of(make_run("uni"), resumed))
     shown = section(compare([make_run("uni"), resumed]), "Gain by domain")
     assert shown.points[-1].endswith("set beside those of uni: other."), "losses at the start are of the first rows"
@@ -317,7 +320,7 @@ def test_the_runs_are_listed_with_what_they_cost():
 
 def test_a_record_without_a_measurement_costs_no_probe_time():
     run = make_run("uni")
-    run.records[1]["losses"] = None  # its `probe_seconds` are those of the record before
+    run.records[1].losses = None  # its `probe_seconds` are those of the record before
     assert rows_of(compare([run, make_other()])[-1].parts[0])["uni"][-1] == "16.7 %"  # 2 * 0.5 s of 6 s
 
 
@@ -457,8 +460,8 @@ def test_checkpoints_are_the_measurements_nearest_to_the_quarters():
     values = [4.0 - step / 100 for step in range(101)]
     run = make_run("a")
     steps = (0, 20, 30, 52, 75, 98)
-    records = [run.records[0] | {"step": s, "losses": {"law": values[s], "code": 2.0}} for s in steps]
-    records[0]["run"]["num_steps"] = 100
+    records = [run.records[0].model_copy(update={"step": s, "losses": {"law": values[s], "code": 2.0}}) for s in steps]
+    records[0].run.num_steps = 100
     runs = [Run(name=name, folder=Path(name), records=records) for name in "ab"]
     steps = [row[1] for row in checkpoint_section(*runs).parts[1].rows if row[0] == "a"]
     assert steps == ["20", "52", "75", "98"]  # of 20 and 30, which are equally far from 25, the first
@@ -470,7 +473,7 @@ def test_checkpoints_are_the_measurements_nearest_to_the_quarters():
 def test_proportions_and_realised_shares_stand_side_by_side():
     pytest.importorskip("matplotlib")
     other = make_other(share={"law": 0.75, "code": 0.25})
-    other.records[-1]["drawn_by_domain"] = {"law": 100, "code": 60}
+    other.records[-1].drawn_by_domain = {"law": 100, "code": 60}
     shown = section(compare([make_run("uni"), other]), "Proportions")
     final, realised, table = shown.parts
     assert rows_of(table) == {"uni": ["0.500 (0.500)", "0.500 (0.500)"], "other": ["0.750 (0.625)", "0.250 (0.375)"]}
@@ -482,8 +485,9 @@ def test_proportions_and_realised_shares_stand_side_by_side():
 def test_proportions_that_never_acted_are_not_those_at_the_end():
     other = make_other()
     for record in other.records:
-        record["acts_at_draw"] = None
-    other.records[-1] |= {"proportions": {"law": 0.9, "code": 0.1}, "acts_at_draw": 176}  # of 160
+        record.acts_at_draw = None
+    last = other.records[-1]  # of draw 160
+    last.proportions, last.acts_at_draw = {"law": 0.9, "code": 0.1}, 176
     assert section(compare([make_run("uni"), other]), "Proportions").points == [
         "The runs ended with the same proportions."
     ]
@@ -570,7 +574,11 @@ def test_an_unfinished_model_and_what_was_left_out_are_said():
 def without_optional_keys(run):
     """As an early release wrote it."""
     kept = ("step", "proportions", "losses")
-    return Run(name=run.name, folder=run.folder, records=[{key: r[key] for key in kept} for r in run.records])
+    return Run(
+        name=run.name,
+        folder=run.folder,
+        records=[Record(**{key: getattr(r, key) for key in kept}) for r in run.records],
+    )
 
 
 EDGES = {

@@ -7,7 +7,7 @@ from html import unescape
 
 import pytest
 
-from tests.report.histories import evaluation, expansion, names, old, write
+from tests.report.histories import evaluation, expansion, names, old, typed, write
 from versatune_plugin.files.history import history_path
 from versatune_plugin.report import make_report
 from versatune_plugin.report.decisions import MAX_ROWS, decisions_section
@@ -37,7 +37,7 @@ def page_of(folder):
 
 
 def run_of(records, **more):
-    return Run(name="run", folder="run", records=records, **more)
+    return Run(name="run", folder="run", records=typed(records), **more)
 
 
 def parts_of(run, kind):
@@ -197,7 +197,7 @@ def resumed_on_other_rows(num_updates, at):
 
 def test_changes_and_first_losses_are_of_the_rows_that_the_run_was_resumed_with():
     records = resumed_on_other_rows(6, at=3)
-    for row in summarise(records):
+    for row in summarise(typed(records)):
         assert row["first"] == pytest.approx(records[3]["losses"][row["domain"]])
         assert row["change"] == pytest.approx(row["last"] / row["first"] - 1)
     first = run_sections(run_of(records))[0]
@@ -210,13 +210,13 @@ def test_changes_and_first_losses_are_of_the_rows_that_the_run_was_resumed_with(
 
 def test_one_measurement_since_the_rows_changed_is_no_change():
     records = resumed_on_other_rows(3, at=3)
-    assert {row["change"] for row in summarise(records)} == {None}
+    assert {row["change"] for row in summarise(typed(records))} == {None}
     assert "No loss was measured twice" in " ".join(run_sections(run_of(records))[0].points)
 
 
 def test_with_the_first_line_lost_first_loss_last_loss_and_change_still_fit():
     records = expansion()
-    for whole, cut in zip(summarise(records), summarise(records[1:]), strict=True):
+    for whole, cut in zip(summarise(typed(records)), summarise(typed(records[1:])), strict=True):
         assert cut["first"] == pytest.approx(whole["first"])
         assert cut["change"] == pytest.approx(whole["change"])
         assert cut["requested"] is None, "what was asked for in the lost line is not known"
@@ -266,7 +266,7 @@ def test_requested_shares_stand_beside_realised_ones_in_the_same_unit(unit, colu
     records = [record | {"unit": unit} for record in expansion(num_updates=3)]
     table = next(iter(parts_of(run_of(records), Table).values()))
     assert list(table.header)[table.header.index("requested") + 1 :] == columns
-    realised = summarise(records)[0]["realised"]
+    realised = summarise(typed(records))[0]["realised"]
     assert table.rows[0][table.header.index("realised")] == f"{realised:.3f}"
     assert list(parts_of(run_of(records), Chart)["Requested and realised"].legend) == ["requested", *columns]
 
@@ -283,7 +283,7 @@ def test_beyond_the_marks_a_caption_says_that_they_repeat():
 
 
 def test_the_decisions_say_what_was_held_skipped_and_raised():
-    table = decisions_section(expansion()).parts[-1]
+    table = decisions_section(typed(expansion())).parts[-1]
     rows = {row[0]: row for row in table.rows}
     assert rows["20"][1].startswith("finance raised: others forgot")
     assert rows["20"][2] == "finance 0.167 → 0.227"
@@ -296,7 +296,7 @@ def test_a_long_history_shows_the_updates_that_stand_out_and_says_how_many_it_le
     records = expansion(num_updates=300)
     for record in records[200:]:
         record["proposed"] = None
-    table = decisions_section(records).parts[-1]
+    table = decisions_section(typed(records)).parts[-1]
     assert len(table.rows) == MAX_ROWS
     assert "250 more are left out" in table.caption
     assert "220" in [row[0] for row in table.rows]  # skipped
@@ -306,7 +306,7 @@ def test_a_long_history_shows_the_updates_that_stand_out_and_says_how_many_it_le
 
 def test_a_run_that_decides_nothing_has_no_decisions():
     first = expansion(num_updates=1)[0]
-    assert decisions_section([first, first | {"step": 20}]) is None
+    assert decisions_section(typed([first, first | {"step": 20}])) is None
 
 
 # --- every history ------------------------------------------------------------------------------------------

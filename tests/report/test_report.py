@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from versatune_plugin.files.record import Record
 from versatune_plugin.report import draw_mixture, format_summary, format_update, plot_history, summarise
 from versatune_plugin.report.drawing import new_figure
 
@@ -18,23 +19,25 @@ def make_record(step, drawn, proportions, before=None, acts_at_draw=None, losses
     def by_domain(vector):
         return None if vector is None else dict(zip(ROWS, vector, strict=True))
 
-    return {
-        "step": step,
-        "num_drawn": 10 * step,
-        "num_rows_by_domain": ROWS,
-        "drawn_by_domain": by_domain(drawn),
-        "tokens_by_domain": by_domain((4 * drawn[0], 16 * drawn[1])),
-        "target_tokens_by_domain": by_domain((2 * drawn[0], 3 * drawn[1])),
-        "unit": more.get("unit", "examples"),
-        "losses": by_domain(losses),
-        "reference_losses": by_domain((1.0, 1.5)),
-        "proportions_before": by_domain(before or proportions),
-        "proportions": by_domain(proportions),
-        "acts_at_draw": acts_at_draw,
-        "skipped": more.get("skipped"),
-        "note": more.get("note"),
-        "proposed": by_domain(proposed),
-    }
+    return Record(
+        **{
+            "step": step,
+            "num_drawn": 10 * step,
+            "num_rows_by_domain": ROWS,
+            "drawn_by_domain": by_domain(drawn),
+            "tokens_by_domain": by_domain((4 * drawn[0], 16 * drawn[1])),
+            "target_tokens_by_domain": by_domain((2 * drawn[0], 3 * drawn[1])),
+            "unit": more.get("unit", "examples"),
+            "losses": by_domain(losses),
+            "reference_losses": by_domain((1.0, 1.5)),
+            "proportions_before": by_domain(before or proportions),
+            "proportions": by_domain(proportions),
+            "acts_at_draw": acts_at_draw,
+            "skipped": more.get("skipped"),
+            "note": more.get("note"),
+            "proposed": by_domain(proposed),
+        }
+    )
 
 
 @pytest.fixture
@@ -161,8 +164,8 @@ def test_the_table_is_aligned_and_holds_every_number(records):
 
 
 def test_the_last_loss_comes_with_its_standard_error_where_it_is_known(records):
-    records[-1]["loss_errors"] = {"law": 0.0312, "code": None}
-    records[-1]["change_since_start_error"] = {"law": 0.014, "code": None}
+    records[-1].loss_errors = {"law": 0.0312, "code": None}
+    records[-1].change_since_start_error = {"law": 0.014, "code": None}
     law, code = format_summary(records).splitlines()[1:]
     assert law.split()[-7:] == ["1.250", "+-", "0.031", "-37.5", "%", "+-", "1.4"]
     assert code.split()[-3:] == ["2.800", "-6.7", "%"]
@@ -198,7 +201,7 @@ def test_the_plot_is_a_picture_and_no_temporary_file_stays(matplotlib, records, 
 
 def test_other_proportions_give_another_picture(matplotlib, records, tmp_path):
     one = read_image(plot_history(records, tmp_path / "one.png"))
-    records[1]["proportions"] = {"law": 0.1, "code": 0.9}
+    records[1].proportions = {"law": 0.1, "code": 0.9}
     assert (one != read_image(plot_history(records, tmp_path / "two.png"))).any()
 
 
@@ -206,7 +209,7 @@ def test_other_proportions_give_another_picture(matplotlib, records, tmp_path):
 def test_a_history_without_losses_can_be_plotted(matplotlib, losses, tmp_path):
     records = [make_record(step, (5 * step, 5 * step), (0.5, 0.5), losses=losses) for step in (0, 10)]
     for record in records:
-        record["reference_losses"] = None
+        record.reference_losses = None
     assert plot_history(records, tmp_path / "mixture.png").stat().st_size > 1000
 
 
@@ -217,9 +220,9 @@ def test_the_first_measurement_alone_can_be_plotted(matplotlib, records, tmp_pat
 def test_twenty_domains_stay_distinct_in_the_stack(matplotlib):
     names = [f"domain {number}" for number in range(20)]
     shares = dict.fromkeys(names, 1 / 20)
-    record = {"step": 0, "num_drawn": 0, "proportions_before": shares, "proportions": shares, "acts_at_draw": None}
+    records = [Record(step=s, num_drawn=12 * s, proportions_before=shares, proportions=shares) for s in (0, 10)]
     axes = new_figure(5, 3).subplots()
-    draw_mixture(axes, [record, record | {"step": 10, "num_drawn": 120}], "")
+    draw_mixture(axes, records, "")
     looks = {(tuple(area.get_facecolor()[0]), area.get_hatch()) for area in axes.collections}
     assert len(looks) == len(axes.collections) == 20
 
@@ -237,8 +240,7 @@ def test_every_domain_name_is_shown_as_it_is(matplotlib, monkeypatch, tmp_path):
     monkeypatch.setattr(Figure, "legend", read_legend)
     shares = dict.fromkeys(names, 0.25)
     record = {"losses": shares, "reference_losses": shares, "proportions_before": shares, "proportions": shares}
-    record |= {"step": 0, "num_drawn": 0, "acts_at_draw": None}
-    plot_history([record], tmp_path / "mixture.png")
+    plot_history([Record(step=0, num_drawn=0, **record)], tmp_path / "mixture.png")
     assert [text.strip().replace(r"\$", "$") for text in reversed(shown)] == names
 
 

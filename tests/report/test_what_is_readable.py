@@ -1,9 +1,11 @@
 """Histories that are broken, half-written, empty, of other things, or not there."""
 
+import json
+
 import pytest
 
-from tests.report.histories import NAMES, expansion, write
-from versatune_plugin.files.history import history_path, to_line
+from tests.report.histories import NAMES, expansion, typed, write
+from versatune_plugin.files.history import history_path
 from versatune_plugin.report import make_report
 from versatune_plugin.report.readable import read_what_is_readable
 
@@ -23,7 +25,7 @@ def harm(folder, number, line):
 
 def test_a_sound_history_is_read_without_a_word(folder):
     records, problem = read_what_is_readable(history_path(folder))
-    assert records == expansion(num_updates=4)
+    assert records == typed(expansion(num_updates=4))
     assert problem is None
 
 
@@ -48,7 +50,7 @@ def test_a_sound_history_is_read_without_a_word(folder):
 def test_a_line_that_is_none_is_named_and_the_rest_is_read(folder, line, words):
     harm(folder, 3, line)
     records, problem = read_what_is_readable(history_path(folder))
-    assert [record["step"] for record in records] == [0, 20, 60, 80]
+    assert [record.step for record in records] == [0, 20, 60, 80]
     assert f"{history_path(folder)}: line 3 {words}" in problem
     assert problem.endswith("4 lines can be read")
 
@@ -60,7 +62,7 @@ def test_a_line_that_is_none_is_named_and_the_rest_is_read(folder, line, words):
         ({"potential": 0.5}, "has an unusable 'potential'"),
         ({"num_drawn": "many"}, "has an unusable 'num_drawn': Input should be a valid integer, got 'many'"),
         ({"num_drawn": 2**63}, "has an unusable 'num_drawn'"),
-        ({"loss_errors": dict.fromkeys(NAMES, 10**300)}, "has an unusable 'loss_errors.medicine'"),
+        ({"loss_errors": dict.fromkeys(NAMES, -1.0)}, "has an unusable 'loss_errors.medicine'"),
         ({"change_since_start": [1]}, "has an unusable 'change_since_start'"),
         ({"unit": [1]}, "has an unusable 'unit'"),
         ({"test": {"left": "a"}}, "has an unusable 'test.left'"),
@@ -76,7 +78,7 @@ def test_a_line_that_is_none_is_named_and_the_rest_is_read(folder, line, words):
 )
 def test_a_record_that_no_run_writes_is_named(folder, change, words):
     record = expansion(num_updates=4)[2] | change
-    harm(folder, 3, to_line(record).encode())
+    harm(folder, 3, (json.dumps(record) + "\n").encode())
     records, problem = read_what_is_readable(history_path(folder))
     assert len(records) == 4
     assert f"line 3 {words}" in problem

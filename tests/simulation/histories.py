@@ -42,7 +42,7 @@ def write_history(folder: Path, block=BLOCK, losses=LOSSES, signal="probe", **fa
 
 def proportions(outcome) -> list:
     """Of each record, in domain order."""
-    return [list(record["proportions"].values()) for record in outcome.records]
+    return [list(record.proportions.values()) for record in outcome.records]
 
 
 def variants_of(source: Path, *tries: str) -> list[list]:

@@ -51,5 +51,5 @@ def test_a_run_replayed_under_its_own_settings_is_the_recorded_one_bit_for_bit(r
     recorded = [{key: record[key] for key in KEYS} for record in runs.history(real_run)]
     simulation = simulate(real_run)
     assert len({str(record["proportions"]) for record in recorded}) > 1, "the proportions never moved"
-    assert [{key: record[key] for key in KEYS} for record in simulation.outcomes[0].records] == recorded
+    assert [{key: getattr(record, key) for key in KEYS} for record in simulation.outcomes[0].records] == recorded
     assert "note: equal to the recorded proportions at every step" in format_simulation(simulation)

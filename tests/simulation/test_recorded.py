@@ -9,7 +9,7 @@ from versatune_plugin.simulation import format_simulation, simulate
 
 def test_the_end_of_an_unfinished_history_is_the_end_of_the_simulation(source):
     simulation = simulate(source)
-    assert simulation.outcomes[0].records[-1]["step"] == 20
+    assert simulation.outcomes[0].records[-1].step == 20
     assert "The history ends at step 20, and so does the simulation." in format_simulation(simulation)
 
 
@@ -77,7 +77,7 @@ def test_other_files_are_refused(source, tmp_path):
     path = source / "versatune" / "history.jsonl"
     assert variants_of(path) == variants_of(source)
     (tmp_path / "notes.txt").write_text("sigma\n")
-    assert "notes.txt, line 1 is not JSON" in refusal(tmp_path / "notes.txt")
+    assert "notes.txt, line 1 is not a history record" in refusal(tmp_path / "notes.txt")
     (tmp_path / "none").mkdir()
     assert "history.jsonl does not exist: was this run made with a versatune block?" in refusal(tmp_path / "none")
     path.write_text("")
@@ -93,5 +93,5 @@ def test_a_run_resumed_with_another_interval_or_more_steps_says_so(tmp_path):
     assert "unless it was resumed with another" in message
     write_history(tmp_path / "longer", losses=LOSSES | {30: (1.2, 1.0)})
     simulation = simulate(tmp_path / "longer")
-    assert simulation.outcomes[0].records[-1]["step"] == 30
+    assert simulation.outcomes[0].records[-1].step == 30
     assert "The history ends at step 30, and so does the simulation." in format_simulation(simulation)

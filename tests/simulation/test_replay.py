@@ -27,9 +27,9 @@ def test_sigma_zero_is_the_strategy_constant(source):
 
 def test_proportions_act_as_late_as_in_the_run_and_ask_for_the_rows_in_between(source):
     outcome = simulate(source).outcomes[0]
-    assert [record["acts_at_draw"] for record in outcome.records] == [None, 48, 88]
+    assert [record.acts_at_draw for record in outcome.records] == [None, 48, 88]
     # of the 80 draws up to step 20, 48 at 1/2 and 32 at 5/9: 41.8 ask for law
-    assert outcome.records[-1]["drawn_by_domain"] == {"law": 42, "code": 38}
+    assert outcome.records[-1].drawn_by_domain == {"law": 42, "code": 38}
     table = format_simulation(simulate(source))
     assert re.search(r"^requested +0\.522 +0\.478$", table, re.M)
     assert re.search(r"^passes +0\.42 +0\.76$", table, re.M)
@@ -43,9 +43,9 @@ def test_a_longer_interval_takes_every_nth_record(source):
 def test_a_stage_begins_at_its_step_though_no_loss_was_recorded_there(source):
     outcome = simulate(source, ["strategy=dmt initial_proportions=null stages.general=code"]).outcomes[1]
     # law alone for 100 of the 150.39 rows: 17 of 25 steps
-    begins = next(record for record in outcome.records if record["step"] == 17)
-    assert (begins["acts_at_draw"], begins["proportions_before"]) == (68, {"law": 1.0, "code": 0.0})
-    assert begins["note"] == "stage 2/2 begins: code + 1/256 of the others"
+    begins = next(record for record in outcome.records if record.step == 17)
+    assert (begins.acts_at_draw, begins.proportions_before) == (68, {"law": 1.0, "code": 0.0})
+    assert begins.note == "stage 2/2 begins: code + 1/256 of the others"
     assert "2 stages in 25 steps: law 0-17, code + 1/256 of the others 17-25" in outcome.notes
 
 
@@ -53,7 +53,7 @@ def test_a_limit_on_passes_that_never_acts_changes_nothing(source):
     free, limited = simulate(source, ["guards.max_passes=1000"]).outcomes
     assert proportions(free) == proportions(limited)
     for one, other in zip(free.records, limited.records, strict=True):
-        assert list(one["drawn_by_domain"].values()) == pytest.approx(list(other["drawn_by_domain"].values()))
+        assert list(one.drawn_by_domain.values()) == pytest.approx(list(other.drawn_by_domain.values()))
 
 
 def test_a_limit_on_passes_counts_what_the_sampler_would_draw(source):

@@ -43,7 +43,7 @@ class Benchmark(Block):
         """Contradictions between keys that are valid one by one."""
         if self.missing:
             return [(("tasks",), "must be empty where `missing` says why there are none")] if self.tasks else []
-        found = []
+        found: list[Problem] = []
         if not self.tasks:
             found.append((("tasks",), "names no task of the harness (or say with `missing` why there is none)"))
         if not self.metric:

@@ -2,8 +2,7 @@
 
 A line is written with one system call and taken back where it does not fit on the disk; lines that could not be written
 wait in memory and go out with the next one. Only a kill within that call can tear a line, and then the last one, which
-a resumed run writes again. Of the lines on the disk, memory keeps only the newest, so that it does not grow with the
-number of updates.
+a resumed run writes again.
 """
 
 import contextlib
@@ -15,9 +14,11 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from pydantic import ValidationError
 
-_KEPT_BYTES = 2**20  # of the newest lines on the disk: some 500 updates of six domains
+from versatune_plugin.files.record import Record
+
+logger = logging.getLogger(__name__)
 
 
 def history_path(output_dir: str | os.PathLike) -> Path:
@@ -32,35 +33,24 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def to_line(record: dict) -> str:
-    """A record as one line of strict JSON; floats read back to the same double."""
-    return json.dumps(record, allow_nan=False) + "\n"
-
-
-def read_history(path: str | os.PathLike) -> list[dict]:
+def read_history(path: str | os.PathLike) -> list[Record]:
     """The records of a history, oldest first; a last line that a kill tore is left out.
 
     Raises:
-        ValueError: A line is not a JSON object; the message names the line.
+        ValueError: A line is no record; the message names the line.
     """
     records = []
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict) or "step" not in record:
-            raise ValueError(f"{path}, line {number} is not a history record: {line[:80]!r}")
-        records.append(record)
+            records.append(Record.model_validate_json(line))
+        except ValidationError as error:
+            raise ValueError(f"{path}, line {number} is not a history record: {error}") from error
     return records
 
 
 class History:
     """The history of a run that is being written.
-
-    Where somebody cuts or removes the file during the run, what memory keeps of it is written again; older lines are
-    lost, which a warning says.
 
     Args:
         path: The file; its folder is made. An older history there is moved aside, unless it is the one to go on.
@@ -75,38 +65,38 @@ class History:
     def __init__(self, path: Path, go_on_from: Path | None = None, until_step: int = -1) -> None:
         self.path = path
         self._waiting: deque[bytes] = deque()  # not on the disk yet
-        self._newest: deque[bytes] = deque()  # the last of those that are
-        self._size = self._kept = 0  # bytes on the disk; of these in memory
         path.parent.mkdir(parents=True, exist_ok=True)
+        goes_on = go_on_from is not None and go_on_from.exists()
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("wb") as file:
-            if go_on_from is not None and go_on_from.exists():
-                for line in _lines_until(go_on_from, until_step):
-                    file.write(line)
-                    self._keep(line)
-        is_another = path.exists() and not (
-            go_on_from is not None and go_on_from.exists() and path.samefile(go_on_from)
-        )
+            file.writelines(_lines_until(go_on_from, until_step) if goes_on else ())
+        is_another = path.exists() and not (goes_on and path.samefile(go_on_from))
         if is_another and path.stat().st_size:
             os.replace(path, _unused(path.with_name("history.previous.jsonl")))
         os.replace(temporary, path)
 
-    def append(self, record: dict) -> None:
+    def append(self, record: Record) -> None:
         """Write a record, and those that are still waiting; a fault of the disk is reported, not fatal."""
-        self._waiting.append(to_line(record).encode())
+        self._waiting.append(record.to_line().encode())
         self.flush()
 
     def flush(self) -> None:
         """Write what is not on the disk yet."""
+        text = b"".join(self._waiting)
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                self._take_back_what_is_gone(file)
-                self._write(file)
+                size = os.fstat(file).st_size
+                if (written := os.write(file, text)) < len(text):
+                    os.ftruncate(file, size)
+                    raise OSError(f"only {written} of {len(text)} bytes could be written")
+                os.fsync(file)
             finally:
                 os.close(file)
         except OSError as error:
             logger.warning("%d history line(s) wait in memory: %s: %s", len(self._waiting), self.path, error)
+        else:
+            self._waiting.clear()
 
     def finish(self) -> None:
         """Write what is not on the disk yet, for the last time: into a new folder where somebody removed it."""
@@ -114,51 +104,14 @@ class History:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self.flush()
 
-    def read(self) -> list[dict]:
-        """All records, oldest first: those of the file and those that wait.
-
-        Lines that somebody has spoilt or taken away are left out, which a warning says.
-        """
-        older = []
+    def read(self) -> list[Record]:
+        """All records, oldest first: those of the file, and those that wait; a file that was spoilt is warned of."""
+        on_disk: list[Record] = []
         try:
-            with self.path.open("rb") as file:
-                older = [json.loads(line) for line in file.read(self._size - self._kept).splitlines()]
+            on_disk = read_history(self.path)
         except (OSError, ValueError) as error:
-            if self._kept < self._size:
-                logger.warning("the older lines of %s cannot be read: %s", self.path, error)
-        return older + [json.loads(line) for line in (*self._newest, *self._waiting)]
-
-    def _write(self, file: int) -> None:
-        text = b"".join(self._waiting)
-        os.ftruncate(file, self._size)  # what an earlier fault left of a line
-        written = os.pwrite(file, text, self._size)
-        if written < len(text):
-            os.ftruncate(file, self._size)
-            raise OSError(f"only {written} of {len(text)} bytes could be written")
-        os.fsync(file)
-        while self._waiting:
-            self._keep(self._waiting.popleft())
-
-    def _keep(self, line: bytes) -> None:
-        """Note that a line is on the disk."""
-        self._newest.append(line)
-        self._size, self._kept = self._size + len(line), self._kept + len(line)
-        while self._kept > _KEPT_BYTES:
-            self._kept -= len(self._newest.popleft())
-
-    def _take_back_what_is_gone(self, file: int) -> None:
-        """Let lines wait again that somebody has cut off the file; a file that was removed is an empty one here."""
-        size = os.fstat(file).st_size
-        while self._newest and self._size > size:
-            line = self._newest.pop()
-            self._waiting.appendleft(line)
-            self._size, self._kept = self._size - len(line), self._kept - len(line)
-        if self._size > size:
-            whole = os.pread(file, size, 0).rfind(b"\n") + 1
-            logger.warning(
-                "%s was cut from outside: %d bytes of its older lines are lost", self.path, self._size - whole
-            )
-            self._size = whole
+            logger.warning("%s cannot be read: %s", self.path, error)
+        return on_disk + [Record.model_validate_json(line) for line in self._waiting]
 
 
 def _unused(path: Path) -> Path:

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from versatune_plugin.files.history import History, history_path
+from versatune_plugin.files.record import Block, Record, Run, Test
 from versatune_plugin.files.rows import UNITS
 from versatune_plugin.hosts import progress
 from versatune_plugin.mixture.mixture import Mixture, Update
@@ -68,7 +69,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         self._before_end: tuple[int, dict] | None = None  # a step, and the state there without the run's end
 
     @property
-    def records(self) -> list[dict]:
+    def records(self) -> list[Record]:
         """The history of the newest run, oldest first; empty on all processes but the main one."""
         return [] if self._history is None else self._history.read()
 
@@ -255,51 +256,49 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         feed = self._trainer.feed
         drawn, tokens, target_tokens = self._drawn
         before, self._recorded_at = self._recorded_at, time.perf_counter()
-        record = {
-            "step": state.global_step,
-            "epoch": state.global_step / feed.steps_per_epoch,
-            "num_drawn": int(drawn.sum()),
-            "num_rows_by_domain": self._trainer.num_rows_by_domain,
-            "drawn_by_domain": self._by_domain(drawn),
-            "tokens_by_domain": self._by_domain(tokens),
-            "target_tokens_by_domain": self._by_domain(target_tokens),
-            "unit": self._settings["unit"],
-            "signal": "probe" if self._trainer.train_losses is None else "train",
-            "losses": self._by_domain(update.losses),
-            "loss_errors": self._by_domain(update.loss_errors),
-            "reference_losses": self._by_domain(self._mixture.reference_losses),
-            "potential": self._by_domain(update.potential),
-            "forgetting": self._by_domain(update.forgetting),
-            "forgetting_since_start": self._by_domain(update.forgetting_since_start),
-            "forgetting_error": self._by_domain(update.forgetting_error),
-            "change_since_start": self._by_domain(update.change_since_start),
-            "change_since_start_error": self._by_domain(update.change_since_start_error),
-            "proportions_before": self._by_domain(update.proportions_before),
-            "proportions": self._by_domain(update.proportions),
-            "proposed": self._by_domain(update.proposed),
-            "expanded": update.expanded,
-            "test": None
-            if update.test is None
-            else dict(zip(("left", "right"), map(_or_null, update.test), strict=True)),
-            "note": update.note,
-            "skipped": update.skipped,
-            "acts_at_draw": acts_at_draw,
-            "seconds": self._recorded_at - before,
-            "probe_seconds": self._last_probe_seconds,
-            "loss_unit": self._trainer.loss_unit,
-            "probe": self._trainer.probe_facts if self._tells_probe else None,
-            "run": self._facts(state) if self._tells_facts else None,
-        }
+        record = Record(
+            step=state.global_step,
+            epoch=state.global_step / feed.steps_per_epoch,
+            num_drawn=int(drawn.sum()),
+            num_rows_by_domain=self._trainer.num_rows_by_domain,
+            drawn_by_domain=self._by_domain(drawn),
+            tokens_by_domain=self._by_domain(tokens),
+            target_tokens_by_domain=self._by_domain(target_tokens),
+            unit=self._settings["unit"],
+            signal="probe" if self._trainer.train_losses is None else "train",
+            losses=self._by_domain(update.losses),
+            loss_errors=self._by_domain(update.loss_errors),
+            reference_losses=self._by_domain(self._mixture.reference_losses),
+            potential=self._by_domain(update.potential),
+            forgetting=self._by_domain(update.forgetting),
+            forgetting_since_start=self._by_domain(update.forgetting_since_start),
+            forgetting_error=self._by_domain(update.forgetting_error),
+            change_since_start=self._by_domain(update.change_since_start),
+            change_since_start_error=self._by_domain(update.change_since_start_error),
+            proportions_before=self._by_domain(update.proportions_before),
+            proportions=self._by_domain(update.proportions),
+            proposed=self._by_domain(update.proposed),
+            expanded=update.expanded,
+            test=update.test and Test(left=_or_null(update.test[0]), right=_or_null(update.test[1])),
+            note=update.note,
+            skipped=update.skipped,
+            acts_at_draw=acts_at_draw,
+            seconds=self._recorded_at - before,
+            probe_seconds=self._last_probe_seconds,
+            loss_unit=self._trainer.loss_unit,
+            probe=self._trainer.probe_facts if self._tells_probe else None,
+            run=self._facts(state) if self._tells_facts else None,
+        )
         self._tells_probe = self._tells_facts = False
         if self._history is not None:
             self._history.append(record)
         amounts = self._since_last[UNITS.index(self._settings["unit"])]
         realised = amounts / amounts.sum() if amounts.any() else None
         numbers = {
-            "proportion": record["proportions"],
+            "proportion": record.proportions,
             "realised_share": self._by_domain(realised),
-            "loss": record["losses"],
-            "potential": record["potential"],
+            "loss": record.losses,
+            "potential": record.potential,
         }
         self._trainer.log_mixture(
             {
@@ -313,19 +312,19 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             with progress.beside_the_bar():
                 self._logger.info(format_update(record, state.max_steps))
 
-    def _facts(self, state) -> dict:
+    def _facts(self, state) -> Run:
         """What a simulation and a report need to know of the run."""
-        return {
-            "settings": self._settings,
-            "num_steps": state.max_steps,
-            "block_size": self._trainer.mixture_sampler.block_size,
-            "update_interval": self._interval,
-            "look_ahead_steps": self._look_ahead.num_steps,
-            "predicted_probe_share": self._trainer.probe_share,
-            "fingerprints": self._fingerprints,
-            "versions": _versions(self._trainer.__class__),
-            "sources": {name: self._sources.get(name) for name in ("detection", "references")},
-        }
+        return Run(
+            settings=Block(**self._settings),
+            num_steps=state.max_steps,
+            block_size=self._trainer.mixture_sampler.block_size,
+            update_interval=self._interval,
+            look_ahead_steps=self._look_ahead.num_steps,
+            predicted_probe_share=self._trainer.probe_share,
+            fingerprints=self._fingerprints,
+            versions=_versions(self._trainer.__class__),
+            sources={name: self._sources.get(name) for name in ("detection", "references")},
+        )
 
     def _by_domain(self, vector: np.ndarray | None) -> dict | None:
         """A vector as an object keyed by domain; numbers that are not finite become null."""

@@ -53,8 +53,8 @@ def _is_whole(checkpoint: Path, args, sharded: bool) -> bool:
     """Whether everything a resume needs is there, to the last byte."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        for weights in checkpoint.glob("*.safetensors"):
-            with safe_open(weights, framework="np"):
+        for file in checkpoint.glob("*.safetensors"):
+            with safe_open(file, framework="np"):
                 pass
     except (OSError, json.JSONDecodeError, SafetensorError):
         return False

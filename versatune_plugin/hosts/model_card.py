@@ -11,6 +11,7 @@ from huggingface_hub import metadata_load, metadata_save
 from versatune_plugin.config.checks import KEYS_OF_STRATEGIES
 from versatune_plugin.config.sections import SELF, GuardsConfig
 from versatune_plugin.files.history import write_atomically
+from versatune_plugin.files.record import Record
 from versatune_plugin.report.summary import acted, facts_of, proportions_at_the_end, summarise
 
 TAG = "versatune"
@@ -23,7 +24,7 @@ _STARTS = {"uniform": "the same for every domain", "proportional": "proportional
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#])")
 
 
-def write_section(path: Path, records: Sequence[dict], step_of_weights: int | None = None) -> None:
+def write_section(path: Path, records: Sequence[Record], step_of_weights: int | None = None) -> None:
     """Put the section into a model card, in the place of the one that is there, and the tag into its metadata.
 
     Args:
@@ -45,7 +46,7 @@ def write_section(path: Path, records: Sequence[dict], step_of_weights: int | No
         metadata_save(path, metadata | {"tags": [*tags, TAG]})
 
 
-def section_of(records: Sequence[dict], step_of_weights: int | None = None) -> str:
+def section_of(records: Sequence[Record], step_of_weights: int | None = None) -> str:
     """The section as Markdown; arguments as for `write_section`."""
     facts = "\n".join(f"- **{name}**: {text}" for name, text in _facts(records, step_of_weights))
     return f"## Training data mixture\n\n{_table(records)}\n\n{facts}\n"
@@ -65,18 +66,18 @@ def _with_section(card: str, section: str) -> str:
 # The table
 
 
-def _table(records: Sequence[dict]) -> str:
+def _table(records: Sequence[Record]) -> str:
     """A row per domain; columns of which nothing is known are left out."""
     rows, first, last = summarise(records), records[0], records[-1]
-    at_start = first["proportions"] if first["step"] == 0 else {}
+    at_start = first.proportions if first.step == 0 else {}
     detected = _sources(records).get("detection") or {}
-    references, in_effect = last.get("reference_losses") or {}, proportions_at_the_end(records)
+    references, in_effect = last.reference_losses or {}, proportions_at_the_end(records)
     columns = [
         ("domain", [_text(row["domain"]) for row in rows]),
         ("rows", [_number(row["rows"], ",") for row in rows]),
         ("proportion at the start", [_number(at_start.get(row["domain"])) for row in rows]),
         ("detected, 95 % interval", [_interval(detected.get("intervals"), row["domain"]) for row in rows]),
-        (f"proportion at step {last['step']:,}", [_number(in_effect[row["domain"]]) for row in rows]),
+        (f"proportion at step {last.step:,}", [_number(in_effect[row["domain"]]) for row in rows]),
         ("share of examples", [_number(row["examples"]) for row in rows]),
         ("share of tokens", [_number(row["tokens"]) for row in rows]),
         ("passes", [_number(row["passes"], ".2f") for row in rows]),
@@ -105,11 +106,11 @@ def _interval(intervals: Mapping | None, domain: str) -> str:
 # The facts
 
 
-def _facts(records: Sequence[dict], step_of_weights: int | None) -> Iterator[tuple[str, str]]:
+def _facts(records: Sequence[Record], step_of_weights: int | None) -> Iterator[tuple[str, str]]:
     """What must be known to read the table, by name; what the history does not say is left out."""
     last, run = records[-1], facts_of(records)
     settings, sources = run.get("settings") or {}, _sources(records)
-    changes = max(len(acted(records) or [0]) - 1, 0)
+    changes = max(len(acted(records) or ()) - 1, 0)
     if settings:
         yield "Strategy", f"{_text(settings['strategy'])}, by versatune_plugin (after {_PAPER})"
         if target := _target(settings):
@@ -117,26 +118,26 @@ def _facts(records: Sequence[dict], step_of_weights: int | None) -> Iterator[tup
         yield "Start", _start(settings, sources.get("detection"))
     yield (
         "Proportions",
-        f"of the {_UNITS[last.get('unit', 'examples')]} drawn, changed {changes} time(s)"
+        f"of the {_UNITS[last.unit or 'examples']} drawn, changed {changes} time(s)"
         + (f"; an update every {run['update_interval']} optimizer step(s)" if run else ""),
     )
     if measured := next((record for record in reversed(records) if _is_measured(record)), None):
-        unit = "byte of target text" if last.get("loss_unit") == "byte" else "target token"
-        errors = ", ± standard error" if last.get("loss_errors") else ""
-        yield "Losses", f"{_LOSSES[last.get('signal', 'probe')]}, in nats per {unit}{errors}"
-        if measured["step"] != last["step"]:
-            yield "Last losses", f"those of step {measured['step']:,}; no later one could be used"
-    if last.get("reference_losses") and settings:
+        unit = "byte of target text" if last.loss_unit == "byte" else "target token"
+        errors = ", ± standard error" if last.loss_errors else ""
+        yield "Losses", f"{_LOSSES[last.signal or 'probe']}, in nats per {unit}{errors}"
+        if measured.step != last.step:
+            yield "Last losses", f"those of step {measured.step:,}; no later one could be used"
+    if last.reference_losses and settings:
         yield "Reference losses", _references(settings, sources.get("references"))
-    if skipped := sum(bool(record.get("skipped")) for record in records):
+    if skipped := sum(bool(record.skipped) for record in records):
         yield "Skipped", f"{skipped} update(s), for losses that could not be used"
-    if later := [record["step"] for record in records[1:] if record.get("run")]:
+    if later := [record.step for record in records[1:] if record.run]:
         yield "Resumed", f"with other settings, which the above are of, before step {later[-1]:,}"
-    if records[0]["step"]:
-        yield "History", f"begins at step {records[0]['step']:,}: what was before is not known"
-    steps = f" of {run['num_steps']:,}" if run and run["num_steps"] >= last["step"] else ""
-    yield "As of", f"optimizer step {last['step']:,}{steps}"
-    if step_of_weights not in (None, last["step"]):
+    if records[0].step:
+        yield "History", f"begins at step {records[0].step:,}: what was before is not known"
+    steps = f" of {run['num_steps']:,}" if run and run["num_steps"] >= last.step else ""
+    yield "As of", f"optimizer step {last.step:,}{steps}"
+    if step_of_weights not in (None, last.step):
         yield "Weights", f"those of step {step_of_weights:,}, the best checkpoint; the table tells of the whole run"
     if versions := run.get("versions"):
         yield "Versions", ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items())
@@ -179,12 +180,12 @@ def _references(settings: Mapping, source: Mapping | None) -> str:
     return "the lowest that this run has reached" if settings.get("reference_losses") == SELF else "given as numbers"
 
 
-def _sources(records: Sequence[dict]) -> dict:
+def _sources(records: Sequence[Record]) -> dict:
     return facts_of(records).get("sources") or {}
 
 
-def _is_measured(record: Mapping) -> bool:
-    return any(loss is not None for loss in (record.get("losses") or {}).values()) and not record.get("skipped")
+def _is_measured(record: Record) -> bool:
+    return any(loss is not None for loss in (record.losses or {}).values()) and not record.skipped
 
 
 def _model(name: str) -> str:

@@ -63,7 +63,11 @@ _REMEDY = (
 )
 
 
-_Host = Trainer if TYPE_CHECKING else object  # any trainer class follows the mixin
+if TYPE_CHECKING:
+
+    class _Host(Trainer): ...
+else:
+    _Host = object  # any trainer class follows the mixin
 
 
 class VersaTuneMixin(_Host):

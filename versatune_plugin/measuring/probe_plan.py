@@ -90,7 +90,7 @@ def plan_probes(
         measured: What was measured before the run; its reference losses tell how many rows are measured.
     """
     cost = Cost(
-        heldout={domain: data.token_counts(heldout[domain]) for domain in train},
+        heldout={domain: data.token_counts(heldout[domain]).tolist() for domain in train},
         trained=_tokens(train, rows_drawn, seed) * forwards_per_trained_row(full),
         num_measurements=num_measurements(num_steps, interval),
         batch_size=rows_per_pass(device_type, eval_batch_size),
@@ -123,7 +123,7 @@ def rows_drawn(start: np.ndarray, num_draws: int, mean_costs: Sequence[float]) -
 def _tokens(train: Mapping[str, Dataset], rows_drawn: np.ndarray, seed: int) -> float:
     """Tokens of so many rows of each domain, by the mean of some of them."""
     return sum(
-        number * data.token_counts(rows, choose_rows(len(rows), _SOME_ROWS, seed)).mean()
+        number * data.token_counts(rows, np.array(choose_rows(len(rows), _SOME_ROWS, seed))).mean()
         for rows, number in zip(train.values(), rows_drawn, strict=True)
         if number > 0
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from versatune_plugin.files.record import Record, Test
 from versatune_plugin.report.drawing import INK, Mark, marks, over_steps
 from versatune_plugin.report.parts import Chart, Section, Table
 from versatune_plugin.report.series import MAX_POINTS, thinned, thinning_note
@@ -14,30 +15,28 @@ MAX_ROWS = 50
 
 _KINDS: Mapping = {
     "change decided": lambda record: _change(record)[1] > 0,
-    "target raised": lambda record: record.get("expanded") is True,
-    "target not raised": lambda record: record.get("expanded") is False,
-    "held by guards": lambda record: record.get("proposed") is not None,
-    "update skipped": lambda record: bool(record.get("skipped")),
+    "target raised": lambda record: record.expanded is True,
+    "target not raised": lambda record: record.expanded is False,
+    "held by guards": lambda record: record.proposed is not None,
+    "update skipped": lambda record: bool(record.skipped),
 }
 
 
-def decisions_section(records: Sequence[dict]) -> Section | None:
+def decisions_section(records: Sequence[Record]) -> Section | None:
     """The decisions of a run; None where nothing was decided."""
-    noted = [record for record in records if record.get("note") or any(kind(record) for kind in _KINDS.values())]
+    noted = [record for record in records if record.note or any(kind(record) for kind in _KINDS.values())]
     if not noted:
         return None
-    steps_by_kind = {
-        kind: [record["step"] for record in noted if happened(record)] for kind, happened in _KINDS.items()
-    }
+    steps_by_kind = {kind: [record.step for record in noted if happened(record)] for kind, happened in _KINDS.items()}
     steps_by_kind = {kind: steps for kind, steps in steps_by_kind.items() if steps}
-    parts = [_time_line(steps_by_kind, records[-1]["step"])] if steps_by_kind else []
-    tested = [record for record in records if record.get("test")]
+    parts: list[Table | Chart] = [_time_line(steps_by_kind, records[-1].step)] if steps_by_kind else []
+    tested = [record for record in records if record.test]
     parts += [_test_chart(tested)] if tested else []
     parts.append(_table(noted))
     return Section(title="Decisions", parts=parts, text=_text(tested))
 
 
-def _text(tested: Sequence[dict]) -> str:
+def _text(tested: Sequence[Record]) -> str:
     text = "What the strategy decided at each update, and where guards or unusable losses stood in its way."
     if tested:
         text += (
@@ -89,10 +88,10 @@ def _room(last_step: int) -> tuple[float, float]:
     return -0.02 * max(last_step, 1), 1.02 * max(last_step, 1)
 
 
-def _test_chart(tested: Sequence[dict]) -> Chart:
+def _test_chart(tested: Sequence[Record]) -> Chart:
     left_mark, right_mark = marks(6)[5], Mark(marks(1)[0].colour, "--", "")
-    sides = np.array([[record["test"].get("left"), record["test"].get("right")] for record in tested], dtype=float)
-    steps, chosen = np.array([record["step"] for record in tested]), thinned(len(tested))
+    sides = np.array([[record.test.left, record.test.right] for record in tested if record.test], dtype=float)
+    steps, chosen = np.array([record.step for record in tested]), thinned(len(tested))
 
     def draw(figure) -> None:
         axes = figure.subplots()
@@ -115,23 +114,23 @@ def _test_chart(tested: Sequence[dict]) -> Chart:
     )
 
 
-def _table(records: Sequence[dict]) -> Table:
+def _table(records: Sequence[Record]) -> Table:
     chosen = _most_telling(records)
     rows = []
     for position in chosen:
         record = records[position]
         domain, size = _change(record)
-        before, test = record.get("proportions_before") or {}, record.get("test") or {}
+        before, test = record.proportions_before or {}, record.test or Test()
         rows.append(
             (
-                f"{record['step']:,}",
+                f"{record.step:,}",
                 _words(record),
-                f"{domain} {before[domain]:.3f} → {record['proportions'][domain]:.3f}" if size > 0 else "none",
-                shown(test.get("left"), 4),
-                shown(test.get("right"), 4),
+                f"{domain} {before[domain]:.3f} → {record.proportions[domain]:.3f}" if size > 0 else "none",
+                shown(test.left, 4),
+                shown(test.right, 4),
             )
         )
-    has_tests = any(record.get("test") for record in records)
+    has_tests = any(record.test for record in records)
     header = ("step", "decision", "largest change of a proportion", "others' forgetting", "epsilon x potential")
     left_out = len(records) - len(chosen)
     caption = f"All {len(records):,} updates with a decision." if len(records) > 1 else ""
@@ -144,33 +143,33 @@ def _table(records: Sequence[dict]) -> Table:
     return Table(header=header[:width], rows=[row[:width] for row in rows], caption=caption, words=(1,))
 
 
-def _most_telling(records: Sequence[dict]) -> list[int]:
+def _most_telling(records: Sequence[Record]) -> list[int]:
     """Positions of the updates that the table shows, ascending: what stands out first, then the largest changes."""
 
     def rank(position: int) -> tuple[bool, bool, float]:
-        record, before = records[position], records[position - 1] if position else {}
-        turned = position > 0 and record.get("expanded") != before.get("expanded")
-        return bool(record.get("skipped")), turned or record.get("proposed") is not None, _change(record)[1]
+        record = records[position]
+        turned = position > 0 and record.expanded != records[position - 1].expanded
+        return bool(record.skipped), turned or record.proposed is not None, _change(record)[1]
 
     return sorted(sorted(range(len(records)), key=rank, reverse=True)[:MAX_ROWS])
 
 
-def _words(record: Mapping) -> str:
+def _words(record: Record) -> str:
     """What was decided, in words."""
-    said = [str(record["note"])] if record.get("note") else []
-    if record.get("skipped"):
-        said.append(f"skipped: {record['skipped']}")
-    elif not said and record.get("expanded") is not None:
-        said.append("target raised" if record["expanded"] else "target not raised")
-    if record.get("proposed"):
-        proposed, proportions = record["proposed"], record["proportions"]
+    said = [str(record.note)] if record.note else []
+    if record.skipped:
+        said.append(f"skipped: {record.skipped}")
+    elif not said and record.expanded is not None:
+        said.append("target raised" if record.expanded else "target not raised")
+    if record.proposed:
+        proposed, proportions = record.proposed, record.proportions
         domain = max(proportions, key=lambda name: abs((proposed[name] or 0) - proportions[name]))
         said.append(f"held by guards: {domain} {proposed[domain] or 0:.3f} was proposed")
     return "; ".join(said) or ("change decided" if _change(record)[1] > 0 else "measured")
 
 
-def _change(record: Mapping) -> tuple[str, float]:
+def _change(record: Record) -> tuple[str, float]:
     """The domain whose proportion changed most at an update, and by how much."""
-    before = record.get("proportions_before") or record["proportions"]
-    domain = max(record["proportions"], key=lambda name: abs(record["proportions"][name] - before[name]))
-    return domain, abs(record["proportions"][domain] - before[domain])
+    before = record.proportions_before or record.proportions
+    domain = max(record.proportions, key=lambda name: abs(record.proportions[name] - before[name]))
+    return domain, abs(record.proportions[domain] - before[domain])

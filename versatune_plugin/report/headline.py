@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
+from versatune_plugin.files.record import Record
 from versatune_plugin.report.run_charts import loss_words
 from versatune_plugin.report.summary import (
     CLEAR,
@@ -15,7 +16,7 @@ from versatune_plugin.report.summary import (
 )
 
 
-def headline(records: Sequence[dict], summary: Sequence[Mapping], cost: str | None) -> list[str]:
+def headline(records: Sequence[Record], summary: Sequence[Mapping], cost: str | None) -> list[str]:
     """Sentences on the run's length, mixture, losses, data and probes, what matters most first.
 
     Args:
@@ -40,8 +41,8 @@ def verdict(row: Mapping) -> str | None:
     return "fell" if change < 0 else "rose"
 
 
-def _losses(records: Sequence[dict], summary: Sequence[Mapping]) -> list[str]:
-    anew = [records[position]["step"] for position in measured_anew(records)]
+def _losses(records: Sequence[Record], summary: Sequence[Mapping]) -> list[str]:
+    anew = [records[position].step for position in measured_anew(records)]
     of_these_rows = (
         [f"Since step {anew[-1]:,} losses are of other held-out rows: changes are since then."] if anew else []
     )
@@ -85,8 +86,8 @@ def _listed(rows: Sequence[Mapping]) -> str:
     return ", ".join(words) + more
 
 
-def _mixture(records: Sequence[dict]) -> str | None:
-    start = records[0].get("proportions_before") or records[0]["proportions"]
+def _mixture(records: Sequence[Record]) -> str | None:
+    start = records[0].proportions_before or records[0].proportions
     end = proportions_at_the_end(records)
     if len(start) == 1:
         return None
@@ -101,27 +102,27 @@ def _mixture(records: Sequence[dict]) -> str | None:
     )
 
 
-def _length(records: Sequence[dict], summary: Sequence[Mapping]) -> str:
+def _length(records: Sequence[Record], summary: Sequence[Mapping]) -> str:
     last, planned = records[-1], facts_of(records).get("num_steps")
-    of = f" of {planned:,} planned" if isinstance(planned, int) and planned != last["step"] else ""
+    of = f" of {planned:,} planned" if isinstance(planned, int) and planned != last.step else ""
     changed = _num_changes(records)
     drawn = None if any(row["drawn"] is None for row in summary) else sum(row["drawn"] for row in summary)
-    told = plural(last["step"], "optimizer step") + of + ("" if drawn is None else f" on {plural(drawn, 'row')}")
-    skipped, held = (sum(1 for record in records if record.get(key)) for key in ("skipped", "proposed"))
+    told = plural(last.step, "optimizer step") + of + ("" if drawn is None else f" on {plural(drawn, 'row')}")
+    skipped, held = (sum(1 for record in records if getattr(record, key)) for key in ("skipped", "proposed"))
     told += f"; the mixture was changed {_times(changed)}" if changed else "; the mixture was never changed"
     told += f", guards held {_times(held)} what was proposed" if held else ""
     return told + (f", {skipped:,} of {plural(len(records), 'update')} skipped" if skipped else "") + "."
 
 
-def _num_changes(records: Sequence[dict]) -> int:
+def _num_changes(records: Sequence[Record]) -> int:
     """How often the proportions that rows were drawn by became others."""
     changes = acted(records)
-    in_force = [record["proportions"] for record in records] if changes is None else [one for _, one in changes]
+    in_force = [record.proportions for record in records] if changes is None else [one for _, one in changes]
     return sum(before != after for before, after in itertools.pairwise(in_force))
 
 
-def _resumed(records: Sequence[dict]) -> str | None:
-    later = [record["step"] for record in records[1:] if record.get("run")]
+def _resumed(records: Sequence[Record]) -> str | None:
+    later = [record.step for record in records[1:] if record.run]
     return f"It was resumed with other settings before step {later[-1]:,}; they are the ones below." if later else None
 
 

@@ -126,7 +126,7 @@ def format_table(table: Table) -> str:
 
 
 def _run_text(run: Run) -> str:
-    lines = [f"{run.name}, step {run.records[-1]['step']:,}" if run.records else run.name]
+    lines = [f"{run.name}, step {run.records[-1].step:,}" if run.records else run.name]
     lines += [f"warning: {run.problem}"] if run.problem else []
     lines += [format_summary(run.records)] if run.records else []
     return "\n".join(lines)

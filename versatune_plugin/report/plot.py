@@ -4,12 +4,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from versatune_plugin.files.record import Record
 from versatune_plugin.report.drawing import look, new_figure, save_png
 from versatune_plugin.report.run_charts import draw_lines, draw_mixture, draw_references, loss_words
 from versatune_plugin.report.series import matrix
 
 
-def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
+def plot_history(records: Sequence[Record], path: str | os.PathLike) -> Path:
     """Proportions (stacked, where they act) and losses over optimizer steps, as a PNG.
 
     Returns:
@@ -26,7 +27,7 @@ def plot_history(records: Sequence[dict], path: str | os.PathLike) -> Path:
         draw_mixture(shares, records, "Mixture")
         draw_lines(losses, records, matrix(records, "losses"))
         dotted = draw_references(losses, records)
-        unit = "byte" if records[0].get("loss_unit") == "byte" else "target token"
+        unit = "byte" if records[0].loss_unit == "byte" else "target token"
         title = loss_words(records).capitalize() + (" (dotted: reference)" if dotted else "")
         losses.set(ylabel=f"loss (nats per {unit})", title=title)
         handles, labels = shares.get_legend_handles_labels()

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from versatune_plugin.files.documents import read_document
+from versatune_plugin.files.record import BY_DOMAIN, Record
 from versatune_plugin.report.drawing import visible
 
 _NUM_FAULTS_NAMED = 3
@@ -20,79 +21,12 @@ _PLAIN = re.compile(rb"[ -\[\]-~]*")  # ASCII without escapes: it holds nothing 
 _Number = Annotated[float, Field(ge=-1e100, le=1e100)]  # sums and squares stay finite
 _Amount = Annotated[float, Field(ge=0, le=1e100)]
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
-_Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]
-_Numbers = dict[str, _Number | None] | None
-_Amounts = dict[str, _Amount | None] | None
-_Counts = dict[str, _Count | None] | None
 
 
 class _Checked(BaseModel):
     """Keys that are not named here are nothing that a report computes with; they are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-
-class _Expansion(_Checked):
-    domain: str | list[str] | None = None
-
-
-class _Settings(_Checked):
-    strategy: str | None = None
-    expansion: _Expansion | None = None
-
-
-class _Facts(_Checked):
-    settings: _Settings | None = None
-    num_steps: _Count | None = None
-    predicted_probe_share: _Number | None = None
-    fingerprints: dict[str, Any] | None = None
-    versions: dict[str, Any] | None = None
-    sources: dict[str, Any] | None = None
-
-
-class _Test(_Checked):
-    left: _Number | None = None
-    right: _Number | None = None
-
-
-class _Record(_Checked):
-    step: _Count
-    proportions: dict[str, _Share] = Field(min_length=1)
-    proportions_before: dict[str, _Share] | None = None
-    proposed: _Numbers = None
-    losses: _Amounts = None
-    loss_errors: _Amounts = None
-    reference_losses: _Amounts = None
-    potential: _Numbers = None
-    forgetting: _Numbers = None
-    forgetting_since_start: _Numbers = None
-    forgetting_error: _Amounts = None
-    change_since_start: _Numbers = None
-    change_since_start_error: _Amounts = None
-    num_rows_by_domain: _Counts = None
-    drawn_by_domain: _Counts = None
-    tokens_by_domain: _Counts = None
-    target_tokens_by_domain: _Counts = None
-    num_drawn: _Count | None = None
-    acts_at_draw: _Count | None = None
-    probe_seconds: _Amount | None = None
-    seconds: _Amount | None = None
-    unit: str | None = None
-    signal: str | None = None
-    loss_unit: str | None = None
-    note: str | None = None
-    skipped: str | None = None
-    expanded: bool | None = None
-    test: _Test | None = None
-    probe: dict[str, dict[str, Any]] | None = None
-    run: _Facts | None = None
-
-
-_BY_DOMAIN = tuple(
-    name
-    for name, field in _Record.model_fields.items()
-    if field.annotation in (_Numbers, _Amounts, _Counts) or name.startswith("proportions")
-)
 
 
 class _Task(_Checked):
@@ -123,7 +57,7 @@ class _Evaluation(_Checked):
     model: dict[str, Any] | None = None
 
 
-def read_what_is_readable(path: Path) -> tuple[list[dict], str | None]:
+def read_what_is_readable(path: Path) -> tuple[list[Record], str | None]:
     """The sound records of a history, oldest first, and what else there is, with file and line; None: nothing else.
 
     Of a record only `step` and `proportions` are asked for; what else of it is read by the report must be what a run
@@ -137,10 +71,11 @@ def read_what_is_readable(path: Path) -> tuple[list[dict], str | None]:
     lines = path.read_bytes().split(b"\n")
     unfinished = lines[-1].strip()
     lines = lines if unfinished else lines[:-1]
-    records, faults = [], []
+    records: list[Record] = []
+    faults = []
     for number, line in enumerate(lines, start=1):
         fault, record = _read_line(line.strip(), records[-1] if records else None)
-        if fault is None:
+        if record is not None:
             records.append(record)
         elif unfinished and number == len(lines):
             faults.append(f"line {number} is half-written: the run was killed, or is writing it now")
@@ -179,7 +114,7 @@ def _visible_in(value):
     return list(map(_visible_in, value)) if isinstance(value, list) else value
 
 
-def _read_line(line: bytes, before: dict | None) -> tuple[str | None, dict | None]:
+def _read_line(line: bytes, before: Record | None) -> tuple[str | None, Record | None]:
     """What is wrong with a line, None: nothing; and its record."""
     try:
         given = json.loads(line)
@@ -189,15 +124,16 @@ def _read_line(line: bytes, before: dict | None) -> tuple[str | None, dict | Non
     if not isinstance(given, dict) or not given.keys() >= {"step", "proportions"}:
         return f"is not a history record: {line[:80].decode(errors='replace')!r}", None
     try:
-        record = _Record.model_validate(given).model_dump(exclude_unset=True)
+        record = Record.model_validate(given)
     except ValidationError as error:
         return _fault(error), None
-    domains = (before or record)["proportions"].keys()
-    for key in _BY_DOMAIN:
-        if record.get(key) is not None and record[key].keys() != domains:
-            return f"is of other domains in {key!r}: {sorted(record[key])}, not {sorted(domains)}", None
-    if before is not None and record["step"] <= before["step"]:
-        return f"is of step {record['step']}, after one of step {before['step']}", None
+    domains = (before or record).proportions.keys()
+    for key in BY_DOMAIN:
+        values = getattr(record, key)
+        if values is not None and values.keys() != domains:
+            return f"is of other domains in {key!r}: {sorted(values)}, not {sorted(domains)}", None
+    if before is not None and record.step <= before.step:
+        return f"is of step {record.step}, after one of step {before.step}", None
     return None, record
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from versatune_plugin.files.record import Record
 from versatune_plugin.report.drawing import INK, MUTED, Mark, label, marks, over_steps, short
 from versatune_plugin.report.parts import Chart
 from versatune_plugin.report.series import (
@@ -21,19 +22,19 @@ MAX_BANDS = 8
 _UNITS = {"tokens": "tokens", "target_tokens": "target tokens"}
 
 
-def unit_words(records: Sequence[dict]) -> str:
+def unit_words(records: Sequence[Record]) -> str:
     """What the run's proportions are shares of."""
-    return _UNITS.get(records[0].get("unit"), "drawn rows")
+    return _UNITS.get(records[0].unit, "drawn rows")
 
 
-def loss_words(records: Sequence[dict]) -> str:
+def loss_words(records: Sequence[Record]) -> str:
     """What the run's losses are of."""
-    return "training loss" if records[0].get("signal") == "train" else "held-out loss"
+    return "training loss" if records[0].signal == "train" else "held-out loss"
 
 
-def proportions_chart(records: Sequence[dict]) -> Chart:
+def proportions_chart(records: Sequence[Record]) -> Chart:
     """The mixture, stacked, over the steps at which it acts."""
-    domains = list(records[0]["proportions"])
+    domains = list(records[0].proportions)
     _, stacks = proportions_over_steps(records)
 
     def draw(figure) -> None:
@@ -46,7 +47,7 @@ def proportions_chart(records: Sequence[dict]) -> Chart:
     return Chart(
         name="proportions",
         title="The mixture",
-        alt=f"Proportions over {plural(records[-1]['step'], 'optimizer step')}, from the first to the last: {changes}.",
+        alt=f"Proportions over {plural(records[-1].step, 'optimizer step')}, from the first to the last: {changes}.",
         draw=draw,
         legend=dict(reversed(_legend(domains).items())),
         caption=sentences(
@@ -57,9 +58,9 @@ def proportions_chart(records: Sequence[dict]) -> Chart:
     )
 
 
-def draw_mixture(axes, records: Sequence[dict], title: str) -> None:
+def draw_mixture(axes, records: Sequence[Record], title: str) -> None:
     """Proportions, stacked, over the optimizer steps at which they act."""
-    domains = list(records[0]["proportions"])
+    domains = list(records[0].proportions)
     steps, stacks = proportions_over_steps(records)
     chosen = thinned(len(steps))
     steps, tops = steps[chosen], np.cumsum(stacks[chosen], axis=1)
@@ -79,10 +80,10 @@ def realised_columns(unit: str | None) -> dict[str, str]:
     return {name: key for name, key in columns.items() if name != same}
 
 
-def shares_chart(records: Sequence[dict], summary: Sequence[Mapping]) -> Chart:
+def shares_chart(records: Sequence[Record], summary: Sequence[Mapping]) -> Chart:
     """Requested against realised shares per domain, in the run's own unit and in rows and tokens."""
     looks = [marks(1)[0], Mark(marks(2)[1].colour, "-", "///"), Mark(marks(3)[2].colour, "-", "...")]
-    columns = realised_columns(records[-1].get("unit"))
+    columns = realised_columns(records[-1].unit)
     kinds = {"requested": ("requested", Mark(MUTED, "-", ""))} | {
         name: (key, mark) for (name, key), mark in zip(columns.items(), looks, strict=False)
     }
@@ -144,17 +145,17 @@ def passes_chart(summary: Sequence[Mapping]) -> Chart:
     )
 
 
-def losses_chart(records: Sequence[dict]) -> Chart:
+def losses_chart(records: Sequence[Record]) -> Chart:
     """Measured losses with their standard errors, and the reference losses, dotted."""
     losses, errors = matrix(records, "losses"), matrix(records, "loss_errors")
-    domains, references = list(records[0]["proportions"]), _references(records)
+    domains, references = list(records[0].proportions), _references(records)
     has_bands = len(domains) <= MAX_BANDS and not np.isnan(errors).all()
 
     def draw(figure) -> None:
         axes = figure.subplots()
         draw_lines(axes, records, losses, errors if has_bands else None)
         draw_references(axes, records)
-        axes.set(ylabel=f"nats per {'byte' if records[0].get('loss_unit') == 'byte' else 'target token'}")
+        axes.set(ylabel=f"nats per {'byte' if records[0].loss_unit == 'byte' else 'target token'}")
 
     return Chart(
         name="losses",
@@ -170,9 +171,9 @@ def losses_chart(records: Sequence[dict]) -> Chart:
     )
 
 
-def signal_chart(records: Sequence[dict], key: str, name: str, title: str, axis: str, caption: str) -> Chart | None:
+def signal_chart(records: Sequence[Record], key: str, name: str, title: str, axis: str, caption: str) -> Chart | None:
     """Something that was derived from the losses, in percent over steps; None where it is never known, or always 0."""
-    values, domains = 100 * matrix(records, key), list(records[0]["proportions"])
+    values, domains = 100 * matrix(records, key), list(records[0].proportions)
     if not (np.abs(np.nan_to_num(values)) > 0).any():
         return None
 
@@ -191,9 +192,9 @@ def signal_chart(records: Sequence[dict], key: str, name: str, title: str, axis:
     )
 
 
-def draw_lines(axes, records: Sequence[dict], values: np.ndarray, errors: np.ndarray | None = None) -> None:
+def draw_lines(axes, records: Sequence[Record], values: np.ndarray, errors: np.ndarray | None = None) -> None:
     """A line per domain over the steps, broken where losses are of other held-out rows than before."""
-    steps, anew = np.array([record["step"] for record in records]), measured_anew(records)
+    steps, anew = np.array([record.step for record in records]), measured_anew(records)
     for domain_id, mark in enumerate(marks(values.shape[1])):
         known = np.flatnonzero(~np.isnan(values[:, domain_id]))
         known = known[thinned(len(known))] if len(known) else known
@@ -207,7 +208,7 @@ def draw_lines(axes, records: Sequence[dict], values: np.ndarray, errors: np.nda
     over_steps(axes)
 
 
-def draw_references(axes, records: Sequence[dict]) -> bool:
+def draw_references(axes, records: Sequence[Record]) -> bool:
     """The reference losses as dotted lines, where the domains are few; whether there are any."""
     references = _references(records)
     for value, colour in references:
@@ -215,17 +216,17 @@ def draw_references(axes, records: Sequence[dict]) -> bool:
     return bool(references)
 
 
-def _references(records: Sequence[dict]) -> list[tuple[float, str]]:
+def _references(records: Sequence[Record]) -> list[tuple[float, str]]:
     """The lines that `draw_references` draws, with their colours."""
     values = matrix(records[-1:], "reference_losses")[0]
     found = [(value, mark.colour) for value, mark in zip(values, marks(len(values)), strict=True) if value == value]
     return found if len(values) <= MAX_BANDS else []
 
 
-def _notes(records: Sequence[dict]) -> str:
+def _notes(records: Sequence[Record]) -> str:
     """What is said of every chart with a line per domain."""
     broken = "Lines are broken where losses are of other held-out rows." if measured_anew(records) else ""
-    return sentences(broken, thinning_note(len(records)), marks_note(len(records[0]["proportions"])))
+    return sentences(broken, thinning_note(len(records)), marks_note(len(records[0].proportions)))
 
 
 def _legend(domains: Sequence[str]) -> dict[str, Mark]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from versatune_plugin.files.record import Record
 from versatune_plugin.report import run_charts as charts
 from versatune_plugin.report.costs import cost_section, cost_sentence
 from versatune_plugin.report.decisions import decisions_section
@@ -31,13 +32,13 @@ def run_sections(run: Run) -> list[Section]:
     return [section for section in sections if section is not None]
 
 
-def _first(records: Sequence[dict], summary: Sequence[Mapping]) -> Section:
+def _first(records: Sequence[Record], summary: Sequence[Mapping]) -> Section:
     points = headline(records, summary, cost_sentence(records))
     return Section(title="What happened", points=points, parts=[_summary_table(records, summary)])
 
 
-def _summary_table(records: Sequence[dict], summary: Sequence[Mapping]) -> Table:
-    realised = charts.realised_columns(records[-1].get("unit"))
+def _summary_table(records: Sequence[Record], summary: Sequence[Mapping]) -> Table:
+    realised = charts.realised_columns(records[-1].unit)
     has_reference = any(row["reference"] is not None for row in summary)
     columns = {
         "domain": [row["domain"] for row in summary],
@@ -64,11 +65,15 @@ def _change_cell(row: Mapping) -> str | Cell:
     if change is None:
         return "-"
     text = percent(change, sign=True) + ("" if error is None else f" ± {100 * error:.1f}")
-    tone = {"fell": "better", "rose": "worse"}.get(verdict(row))
-    return text if tone is None else Cell(text, tone)
+    match verdict(row):
+        case "fell":
+            return Cell(text, "better")
+        case "rose":
+            return Cell(text, "worse")
+    return text
 
 
-def _mixture(records: Sequence[dict], summary: Sequence[Mapping]) -> Section | None:
+def _mixture(records: Sequence[Record], summary: Sequence[Mapping]) -> Section | None:
     """The mixture and what was drawn by it; of one domain alone the passes."""
     parts = [charts.proportions_chart(records)] if len(summary) > 1 else []
     if any(row["passes"] is not None for row in summary):
@@ -78,12 +83,10 @@ def _mixture(records: Sequence[dict], summary: Sequence[Mapping]) -> Section | N
     return Section(title="Mixture" if len(summary) > 1 else "Data", parts=parts) if parts else None
 
 
-def _losses(records: Sequence[dict]) -> Section | None:
-    if not any(record.get("losses") for record in records):
+def _losses(records: Sequence[Record]) -> Section | None:
+    if not any(record.losses for record in records):
         return None
-    rises = (
-        "percent above the last measurement" if records[0].get("signal") != "train" else "percent above the last one"
-    )
+    rises = "percent above the last measurement" if records[0].signal != "train" else "percent above the last one"
     derived = [
         charts.signal_chart(
             records, "potential", "potential", "Learnable potential", "percent of the loss",
@@ -104,7 +107,7 @@ def _losses(records: Sequence[dict]) -> Section | None:
 def _configuration(run: Run) -> Section | None:
     """Settings, versions, sources and fingerprints, whatever of them the history holds."""
     facts = dict(run.facts)
-    probe = next((record["probe"] for record in reversed(run.records) if record.get("probe")), {})
+    probe = next((record.probe for record in reversed(run.records) if record.probe), {})
     blocks = {
         "Settings of the versatune block": facts.pop("settings", None),
         "Versions": facts.pop("versions", None),
@@ -119,9 +122,9 @@ def _configuration(run: Run) -> Section | None:
     ]
     if probe:
         keys = list(dict.fromkeys(key for facts in probe.values() for key in facts))
-        rows = [(domain, *(str(facts.get(key, "-")) for key in keys)) for domain, facts in probe.items()]
+        probes = [(domain, *(str(facts.get(key, "-")) for key in keys)) for domain, facts in probe.items()]
         header = ("domain", *(key.replace("_", " ") for key in keys))
-        parts.append(Table(header=header, rows=rows, caption="Held-out rows that losses are measured on"))
+        parts.append(Table(header=header, rows=probes, caption="Held-out rows that losses are measured on"))
     return Section(title="Configuration and fingerprints", parts=parts, collapsed=True) if parts else None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from versatune_plugin.files.history import history_path
+from versatune_plugin.files.record import Record
 from versatune_plugin.report.drawing import visible
 from versatune_plugin.report.summary import facts_of
 
@@ -17,7 +18,7 @@ class Run:
     name: str
     """As it is shown; unique among the runs of a report."""
     folder: Path
-    records: Sequence[dict] = ()
+    records: Sequence[Record] = ()
     """The readable lines of its history, oldest first."""
     problem: str | None = None
     """What of the history or of an evaluation could not be read, and where."""
@@ -28,7 +29,7 @@ class Run:
     def domains(self) -> tuple[str, ...]:
         """Names, in the order of the history, or of the evaluations where there is none."""
         if self.records:
-            return tuple(self.records[0]["proportions"])
+            return tuple(self.records[0].proportions)
         return tuple(dict.fromkeys(domain for document in self.evaluations.values() for domain in document["domains"]))
 
     @property
@@ -64,7 +65,10 @@ def _shortest_names(paths: Sequence[Path]) -> list[str]:
 def _load(folder: Path, name: str) -> Run:
     from versatune_plugin.report.readable import read_evaluation, read_what_is_readable
 
-    records, evaluations, problems, path = [], {}, [], history_path(folder)
+    path = history_path(folder)
+    records: list[Record] = []
+    evaluations: dict[int | None, dict] = {}
+    problems: list[str] = []
     try:
         records, problem = read_what_is_readable(path)
         problems += [problem] if problem else []
@@ -99,7 +103,7 @@ def flat(block: Mapping, whole: Sequence[str] = (), prefix: str = "") -> dict:
         whole: Names of those that are left as they are.
         prefix: Of the names.
     """
-    values = {}
+    values: dict = {}
     for key, value in block.items():
         name = f"{prefix}{key or '-'}"
         is_block = isinstance(value, Mapping) and value and name not in whole

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from versatune_plugin.files.record import Record
 from versatune_plugin.report.drawing import NUM_MARKS
 from versatune_plugin.report.summary import acted
 
@@ -11,19 +12,18 @@ MAX_POINTS = 500
 """Points drawn per line, at the most."""
 
 
-def matrix(records: Sequence[dict], key: str) -> np.ndarray:
+def matrix(records: Sequence[Record], key: str) -> np.ndarray:
     """What the records hold under a key, shape (num_records, num_domains), nan where they do not."""
-    domains = list(records[0]["proportions"])
+    domains = list(records[0].proportions)
     nothing = dict.fromkeys(domains)
-    rows = [
-        [of_record[domain] for domain in domains] for of_record in (record.get(key) or nothing for record in records)
-    ]
+    values = [getattr(record, key) or nothing for record in records]
+    rows = [[of_record[domain] for domain in domains] for of_record in values]
     return np.array(rows, dtype=np.float64)
 
 
-def vector(records: Sequence[dict], key: str) -> np.ndarray:
+def vector(records: Sequence[Record], key: str) -> np.ndarray:
     """What the records hold under a key, shape (num_records,), nan where they do not."""
-    return np.array([record.get(key) for record in records], dtype=np.float64)
+    return np.array([getattr(record, key) for record in records], dtype=np.float64)
 
 
 def thinned(number: int) -> np.ndarray:
@@ -40,19 +40,19 @@ def thinning_note(number: int) -> str:
     return f"Drawn are {MAX_POINTS} evenly spaced of {number:,} points; tables and numbers are of all of them."
 
 
-def proportions_over_steps(records: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+def proportions_over_steps(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Steps at which proportions began to act, up to the end of the run, and these, shape (num_changes, num_domains).
 
     In a history that does not say when they acted, the steps at which they were decided.
     """
     last, changes = records[-1], acted(records)
     if changes is None:
-        steps, stacks = [record["step"] for record in records], [list(r["proportions"].values()) for r in records]
+        steps, stacks = [record.step for record in records], [list(r.proportions.values()) for r in records]
     else:
-        drawn, at = [record["num_drawn"] for record in records], [record["step"] for record in records]
+        drawn, at = [record.num_drawn for record in records], [record.step for record in records]
         steps = np.interp([draw for draw, _ in changes], drawn, at).tolist()
         stacks = [list(proportions.values()) for _, proportions in changes]
-    return np.array([*steps, max(last["step"], 1)]), np.array([*stacks, stacks[-1]])
+    return np.array([*steps, max(last.step, 1)]), np.array([*stacks, stacks[-1]])
 
 
 def marks_note(number: int) -> str:

@@ -4,28 +4,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from versatune_plugin.files.record import Record
 from versatune_plugin.tables import aligned
 
 CLEAR = 2.0
 """Standard errors beyond which a change or a difference is called one."""
 
 
-def format_update(record: dict, num_steps: int) -> str:
+def format_update(record: Record, num_steps: int) -> str:
     """One line: step, per domain its proportion and measured loss, and what the strategy says of its decision."""
     width = len(str(num_steps))
     parts = []
-    for domain, proportion in record["proportions"].items():
-        before = record["proportions_before"][domain]
+    for domain, proportion in record.proportions.items():
+        before = record.proportions_before[domain]
         change = f"{before:.3f} -> {proportion:.3f}" if before != proportion else f"{proportion:.3f}"
-        loss = (record["losses"] or {}).get(domain)
+        loss = (record.losses or {}).get(domain)
         parts.append(f"{domain} {change}" + (f" loss {loss:.3f}" if loss is not None else ""))
-    parts += [record["note"]] if record["note"] else []
-    parts += ["held by guards"] if record["proposed"] else []
-    parts += ["update skipped"] if record["skipped"] else []
-    return f"step {record['step']:>{width}}/{num_steps} | " + " | ".join(parts)
+    parts += [record.note] if record.note else []
+    parts += ["held by guards"] if record.proposed else []
+    parts += ["update skipped"] if record.skipped else []
+    return f"step {record.step:>{width}}/{num_steps} | " + " | ".join(parts)
 
 
-def summarise(records: Sequence[dict]) -> list[dict]:
+def summarise(records: Sequence[Record]) -> list[dict]:
     """One row per domain: rows, drawn, passes, requested and realised share, share of tokens, losses and their change.
 
     With the last loss comes its standard error over draws of the held-out rows; with the change, relative to the first
@@ -38,11 +39,11 @@ def summarise(records: Sequence[dict]) -> list[dict]:
         records: A history, oldest first, at least one record.
     """
     last = records[-1]
-    requested, realised = _requested(records), shares(last, last.get("unit"))
+    requested, realised = _requested(records), shares(last, last.unit)
     of_rows, of_tokens = shares(last, "examples"), shares(last, "tokens")
     on_these_rows = records[[0, *measured_anew(records)][-1] :]
     rows = []
-    for domain in last["proportions"]:
+    for domain in last.proportions:
         num_rows, drawn = _of(last, "num_rows_by_domain", domain), _of(last, "drawn_by_domain", domain)
         rows.append(
             {
@@ -61,17 +62,17 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     return rows
 
 
-def measured_anew(records: Sequence[dict]) -> list[int]:
+def measured_anew(records: Sequence[Record]) -> list[int]:
     """Positions, above 0, from which on losses are of other held-out rows than before."""
     positions, rows = [], None
     for position, record in enumerate(records):
-        if record.get("probe") and record["probe"] != rows:
-            rows = record["probe"]
+        if record.probe and record.probe != rows:
+            rows = record.probe
             positions.append(position)
     return [position for position in positions if position > 0]
 
 
-def _losses(records: Sequence[dict], domain: str) -> dict[str, float | None]:
+def _losses(records: Sequence[Record], domain: str) -> dict[str, float | None]:
     """First and last loss and the change from one to the other; no change where there is one measurement alone.
 
     The first is computed from the newest change that is recorded, so that the two always fit, also where the line of
@@ -81,10 +82,10 @@ def _losses(records: Sequence[dict], domain: str) -> dict[str, float | None]:
     if not measured:
         return dict.fromkeys(("first", "last", "error", "change", "change_error"))
     newest = measured[-1]
-    first, last = measured[0]["losses"][domain], newest["losses"][domain]
+    first, last = measured[0].losses[domain], newest.losses[domain]
     for record in measured:
         if (change := _of(record, "change_since_start", domain)) is not None and change > -1:
-            first = record["losses"][domain] / (1 + change)
+            first = record.losses[domain] / (1 + change)
     has_two = len(measured) > 1 or first != last
     return {
         "first": first,
@@ -95,74 +96,74 @@ def _losses(records: Sequence[dict], domain: str) -> dict[str, float | None]:
     }
 
 
-def _of(record: dict, key: str, domain: str) -> float | None:
-    return (record.get(key) or {}).get(domain)
+def _of(record: Record, key: str, domain: str) -> float | None:
+    return (getattr(record, key) or {}).get(domain)
 
 
-def _amounts(record: dict, unit: str | None) -> dict[str, float | None]:
+def _amounts(record: Record, unit: str | None) -> dict[str, float | None]:
     """What was drawn so far, by domain, in a unit; None where the history does not say."""
     key = {"tokens": "tokens_by_domain", "target_tokens": "target_tokens_by_domain"}.get(unit, "drawn_by_domain")
-    return {domain: _of(record, key, domain) for domain in record["proportions"]}
+    return {domain: _of(record, key, domain) for domain in record.proportions}
 
 
-def shares(record: dict, unit: str | None) -> dict[str, float | None]:
+def shares(record: Record, unit: str | None) -> dict[str, float | None]:
     """Share of each domain in what was drawn so far, in a unit; None where the history does not say."""
     amounts = _amounts(record, unit)
     total = None if None in amounts.values() else sum(amounts.values())
     return {domain: amount / total if total else None for domain, amount in amounts.items()}
 
 
-def _requested(records: Sequence[dict]) -> dict[str, float | None]:
+def _requested(records: Sequence[Record]) -> dict[str, float | None]:
     """Mean proportion per domain over all that the run drew, in the unit of its proportions.
 
     Where a unit is not the row, what was drawn between two records counts as spread evenly over their rows. None where
     the first line is lost, and with it what was asked for before the second.
     """
     changes = changes_of(records)
-    amounts = [list(_amounts(record, record.get("unit")).values()) for record in records]
-    unknown = changes is None or records[0]["num_drawn"] or any(None in of_record for of_record in amounts)
+    amounts = [list(_amounts(record, record.unit).values()) for record in records]
+    unknown = changes is None or records[0].num_drawn or any(None in of_record for of_record in amounts)
     if unknown or not sum(amounts[-1]):
-        return dict.fromkeys(records[-1]["proportions"])
-    drawn, amounts = [record["num_drawn"] for record in records], [sum(of_record) for of_record in amounts]
-    ends = np.interp([draw for draw, _ in changes] + [drawn[-1]], drawn, amounts)
+        return dict.fromkeys(records[-1].proportions)
+    drawn, totals = [record.num_drawn for record in records], [sum(of_record) for of_record in amounts]
+    ends = np.interp([draw for draw, _ in changes] + [drawn[-1]], drawn, totals)
     requested = dict.fromkeys(changes[0][1], 0.0)
     for (_, proportions), length in zip(changes, np.diff(ends).tolist(), strict=True):
         for domain in requested:
             requested[domain] += length * proportions[domain]
-    return {domain: total / amounts[-1] for domain, total in requested.items()}
+    return {domain: total / totals[-1] for domain, total in requested.items()}
 
 
-def acted(records: Sequence[dict]) -> list[tuple[int, dict]] | None:
+def acted(records: Sequence[Record]) -> list[tuple[int, dict]] | None:
     """Those of the changes that the run came to draw by; the last of them are the proportions at its end."""
     changes = changes_of(records)
-    return changes and [change for change in changes if change[0] == 0 or change[0] < records[-1]["num_drawn"]]
+    return changes and [change for change in changes if change[0] == 0 or change[0] < records[-1].num_drawn]
 
 
-def facts_of(records: Sequence[dict]) -> dict:
+def facts_of(records: Sequence[Record]) -> dict:
     """The newest facts on the run as a whole: a resumed run may have other settings; empty in older histories."""
-    return next((record["run"] for record in reversed(records) if record.get("run")), {})
+    return next((record.run.model_dump(exclude_unset=True) for record in reversed(records) if record.run), {})
 
 
-def proportions_at_the_end(records: Sequence[dict]) -> dict:
+def proportions_at_the_end(records: Sequence[Record]) -> dict:
     """What the last rows were drawn by; where the history does not say, what was decided last."""
     changes = acted(records)
-    return changes[-1][1] if changes else records[-1]["proportions"]
+    return changes[-1][1] if changes else records[-1].proportions
 
 
-def changes_of(records: Sequence[dict]) -> list[tuple[int, dict]] | None:
+def changes_of(records: Sequence[Record]) -> list[tuple[int, dict]] | None:
     """The draws at which proportions began to act, ascending, with the proportions; None in a history without them."""
-    if any(record.get("num_drawn") is None or "acts_at_draw" not in record for record in records):
+    if any(record.num_drawn is None for record in records):
         return None
-    changes = [(0, records[0].get("proportions_before") or records[0]["proportions"])]
+    changes = [(0, records[0].proportions_before or records[0].proportions)]
     for record in records:
-        if record["acts_at_draw"] is not None:
-            while changes[-1][0] >= record["acts_at_draw"] > 0:
+        if record.acts_at_draw is not None:
+            while changes[-1][0] >= record.acts_at_draw > 0:
                 changes.pop()  # a resumed run with a shorter look-ahead acts before what was waiting
-            changes.append((record["acts_at_draw"], record["proportions"]))
+            changes.append((record.acts_at_draw, record.proportions))
     return changes
 
 
-def format_summary(records: Sequence[dict]) -> str:
+def format_summary(records: Sequence[Record]) -> str:
     """The summary as an aligned text table."""
     header = ("domain", "rows", "drawn", "passes", "requested", "realised", "of tokens", "first loss", "last loss")
     table = [(*header, "change")] + [

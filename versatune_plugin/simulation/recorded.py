@@ -8,12 +8,14 @@ import numpy as np
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.files.history import history_path, read_history
+from versatune_plugin.files.record import Record
 from versatune_plugin.simulation.run import Losses, Run
 
 NOT_TRAINED = (
     "Losses are not re-trained: they are the recorded ones, and came from the recorded mixture. Under another mixture "
     "they would differ. Look at how the rule reacts, not at where a run would end."
 )
+_NEEDED = ("num_steps", "block_size", "update_interval", "look_ahead_steps")
 _SIGNALS = {"probe": "held-out rows", "train": "training batches"}
 
 
@@ -22,14 +24,14 @@ class RecordedLosses(Losses):
 
     kind = "Recorded"
 
-    def __init__(self, records: Sequence[dict], interval: int) -> None:
-        self._by_step = {record["step"]: record for record in records}
-        self._signal, self._interval = records[0]["signal"], interval
+    def __init__(self, records: Sequence[Record], interval: int) -> None:
+        self._by_step = {record.step: record for record in records}
+        self._signal, self._interval = records[0].signal, interval
 
     def problems(self, config: VersaTuneConfig, interval: int, due: Sequence[int]) -> list[str]:
         """What the history does not hold."""
         records = self._by_step.values()
-        recorded = {record["step"] for record in records if record["losses"]}
+        recorded = {record.step for record in records if record.losses}
         if not recorded:
             return [f"versatune.strategy: {config.strategy!r} needs losses, and this history holds none"]
         problems, signal = [], "train" if config.measures_training else "probe"
@@ -48,13 +50,14 @@ class RecordedLosses(Losses):
 
     def measure(self, step: int) -> np.ndarray | None:
         """The recorded losses; None at steps without a record."""
-        return _vector(self._by_step.get(step, {}).get("losses"))
+        record = self._by_step.get(step)
+        return None if record is None else _vector(record.losses)
 
-    def comparison(self, records: Sequence[dict]) -> list[str]:
+    def comparison(self, records: Sequence[Record]) -> list[str]:
         """Whether the run's own block gives the recorded proportions."""
         for record in records:
-            step = record["step"]
-            if step in self._by_step and record["proportions"] != self._by_step[step]["proportions"]:
+            step = record.step
+            if step in self._by_step and record.proportions != self._by_step[step].proportions:
                 reason = "the run was resumed with other settings, or made by another release"
                 return [f"differs from the recorded proportions from step {step:,} on: {reason}"]
         return ["equal to the recorded proportions at every step"]
@@ -86,16 +89,17 @@ def run_of_history(source: Path, tries: Sequence[str]) -> Run:
     if not path.exists():
         raise ValueError(f"{path} does not exist: was this run made with a versatune block?")
     records = read_history(path)
-    facts = records[0].get("run") if records else None
-    if facts is None:
+    facts = records[0].run if records else None
+    if facts is None or None in (facts.settings, *(getattr(facts, name) for name in _NEEDED)):
         raise ValueError(
             f"{path} does not begin with what the run was (`run`): it is empty or of an older release and cannot be "
             "replayed"
         )
-    if records[0]["num_rows_by_domain"] is None:
+    if records[0].num_rows_by_domain is None:
         raise ValueError(f"{path} is of a run on streams, whose numbers of rows are not known: it cannot be replayed")
-    num_steps, interval, block_size = facts["num_steps"], facts["update_interval"], facts["block_size"]
-    look_ahead, last_step, signal = facts["look_ahead_steps"], records[-1]["step"], records[0]["signal"]
+    block = facts.settings.model_dump(exclude_unset=True)
+    num_steps, interval, block_size = facts.num_steps, facts.update_interval, facts.block_size
+    look_ahead, last_step, signal = facts.look_ahead_steps, records[-1].step, records[0].signal or "probe"
     statements = [
         f"{path}: {num_steps:,} steps of {block_size:,} rows, losses of {_SIGNALS[signal]} every {interval:,} steps. "
         f"New proportions act {look_ahead} step(s) after their update.",
@@ -105,12 +109,12 @@ def run_of_history(source: Path, tries: Sequence[str]) -> Run:
         statements.append(f"A recorded loss is of the last {interval} steps, also where a variant updates more seldom.")
     if last_step != num_steps:
         statements.append(f"The history ends at step {last_step:,}, and so does the simulation.")
-    strategy = str(facts["settings"].get("strategy"))
+    strategy = str(block.get("strategy"))
     named = any(f"strategy={strategy}" in text.split() for text in tries)
     return Run(
         name="as recorded",
-        block=facts["settings"],
-        num_rows=records[0]["num_rows_by_domain"],
+        block=block,
+        num_rows=records[0].num_rows_by_domain,
         num_steps=num_steps,
         last_step=last_step,
         block_size=block_size,

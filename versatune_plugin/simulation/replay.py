@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from versatune_plugin.config.settings import resolve
+from versatune_plugin.files.record import Record
 from versatune_plugin.mixture import mixture as mixtures
 from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.sampler.draws import MixtureSampler
@@ -53,7 +54,7 @@ def replay(title: str, block: Mapping, run: Run) -> Outcome:
     return Outcome(title=title, config=config, interval=interval, records=records, notes=notes + _notes(records))
 
 
-def _records(mixture: Mixture, plan: Mapping[int, np.ndarray], due: Collection[int], run: Run) -> Iterator[dict]:
+def _records(mixture: Mixture, plan: Mapping[int, np.ndarray], due: Collection[int], run: Run) -> Iterator[Record]:
     """What happens at each step, as in a history; the same as in `callback.VersaTuneCallback`."""
     block_size, due, domains = run.block_size, set(due), tuple(run.num_rows)
     sampler = MixtureSampler(run.num_rows, mixture.proportions, block_size=block_size, num_samples=block_size)
@@ -61,7 +62,10 @@ def _records(mixture: Mixture, plan: Mapping[int, np.ndarray], due: Collection[i
         sampler.set_proportions(proportions, at_draw=step * block_size)
 
     def by_domain(vector: np.ndarray | None) -> dict | None:
-        return None if vector is None else dict(zip(domains, vector.tolist(), strict=True))
+        if vector is None:
+            return None
+        known = [value if math.isfinite(value) else None for value in vector.tolist()]
+        return dict(zip(domains, known, strict=True))
 
     for step in sorted({0, *due, run.last_step}):
         planned = step in plan  # the sampler has known it since the start
@@ -81,20 +85,20 @@ def _records(mixture: Mixture, plan: Mapping[int, np.ndarray], due: Collection[i
         changed = not np.array_equal(update.proportions, update.proportions_before)
         if changed and not planned:
             sampler.set_proportions(update.proportions, at_draw=at_draw)
-        yield {
-            "step": step,
-            "num_drawn": step * block_size,
-            "num_rows_by_domain": run.num_rows,
-            "drawn_by_domain": by_domain(drawn),
-            "losses": by_domain(update.losses),
-            "proportions_before": by_domain(update.proportions_before),
-            "proportions": by_domain(update.proportions),
-            "proposed": by_domain(update.proposed),
-            "expanded": update.expanded,
-            "note": update.note,
-            "skipped": update.skipped,
-            "acts_at_draw": at_draw if planned or changed else None,
-        }
+        yield Record(
+            step=step,
+            num_drawn=step * block_size,
+            num_rows_by_domain=run.num_rows,
+            drawn_by_domain=by_domain(drawn),
+            losses=by_domain(update.losses),
+            proportions_before=by_domain(update.proportions_before),
+            proportions=by_domain(update.proportions),
+            proposed=by_domain(update.proposed),
+            expanded=update.expanded,
+            note=update.note,
+            skipped=update.skipped,
+            acts_at_draw=at_draw if planned or changed else None,
+        )
 
 
 @contextmanager
@@ -113,14 +117,14 @@ def _warnings() -> Iterator[list[str]]:
         mixtures.logger.removeFilter(keep)
 
 
-def _notes(records: Sequence[dict]) -> list[str]:
+def _notes(records: Sequence[Record]) -> list[str]:
     """What the table cannot show."""
     notes = []
-    if raised := [record["expanded"] for record in records if record["expanded"] is not None]:
+    if raised := [record.expanded for record in records if record.expanded is not None]:
         notes.append(f"the target was raised at {sum(raised)} of {len(raised)} updates")
-    if held := [record["step"] for record in records if record["proposed"]]:
+    if held := [record.step for record in records if record.proposed]:
         notes.append(f"guards held the strategy's proposal at {len(held)} update(s), the first at step {held[0]}")
-    if skipped := [record for record in records if record["skipped"]]:
+    if skipped := [record for record in records if record.skipped]:
         first = skipped[0]
-        notes.append(f"{len(skipped)} update(s) skipped, the first at step {first['step']}: {first['skipped']}")
+        notes.append(f"{len(skipped)} update(s) skipped, the first at step {first.step}: {first.skipped}")
     return notes

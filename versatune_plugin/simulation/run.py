@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.files.record import Record
 
 
 class Losses:
@@ -22,7 +23,7 @@ class Losses:
         """The losses after an optimizer step, shape (num_domains,), nan where one is not known; None: not measured."""
         raise NotImplementedError
 
-    def comparison(self, records: Sequence[dict]) -> list[str]:
+    def comparison(self, records: Sequence[Record]) -> list[str]:
         """How these records of the run's own block compare with what it did, where that is known."""
         return []
 
@@ -61,7 +62,7 @@ class Outcome:
     """The block, with numbers in place of files."""
     interval: int
     """Optimizer steps between updates."""
-    records: list[dict]
+    records: list[Record]
     """As in a history, as far as `report` reads them."""
     notes: list[str]
 

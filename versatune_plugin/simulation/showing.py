@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 
+from versatune_plugin.files.record import Record
 from versatune_plugin.report import draw_mixture, summarise
 from versatune_plugin.report.drawing import label, new_figure, save_png
 from versatune_plugin.simulation.run import Outcome, Simulation
@@ -42,19 +43,19 @@ def _settings(outcome: Outcome) -> str:
     return " ".join(f"{key}={value}" for key, value in words.items())
 
 
-def _table(records: Sequence[dict]) -> str:
+def _table(records: Sequence[Record]) -> str:
     """Proportions after some of the steps with what the strategy said there, and what was drawn in all."""
     stride = math.ceil(len(records) / (_NUM_STEPS_SHOWN - 1))
     shown = [*records[:-1:stride], records[-1]]
     summary = summarise(records)
-    width = len(f"{records[-1]['step']:,}")
+    width = len(f"{records[-1].step:,}")
     table = [
         ("step", *(row["domain"] for row in summary)),
-        *((f"{r['step']:{width},}", *(f"{share:.3f}" for share in r["proportions"].values())) for r in shown),
+        *((f"{r.step:{width},}", *(f"{share:.3f}" for share in r.proportions.values())) for r in shown),
         ("requested", *("-" if row["requested"] is None else f"{row['requested']:.3f}" for row in summary)),
         ("passes", *(f"{row['passes']:.2f}" for row in summary)),
     ]
-    remarks = ["", *(record["note"] or ("skipped" if record["skipped"] else "") for record in shown), "", ""]
+    remarks = ["", *(record.note or ("skipped" if record.skipped else "") for record in shown), "", ""]
     lines = zip(aligned(table).splitlines(), remarks, strict=True)
     return "\n".join(f"{line}  {remark}".rstrip() for line, remark in lines)
 

@@ -82,8 +82,8 @@ def test_reference_run_measures_the_very_rows_of_the_main_run(made):
     for domain in DOMAINS:  # the same model before its first step: the same loss to the last digit
         assert document.curves[domain][0].loss == first["losses"][domain]
         history = read_history(history_path(file.parent / "references.runs" / domain))
-        assert [point.loss for point in document.curves[domain]] == [r["losses"][domain] for r in history]
-        assert document.reference_losses[domain] == min(r["losses"][domain] for r in history[1:])
+        assert [point.loss for point in document.curves[domain]] == [r.losses[domain] for r in history]
+        assert document.reference_losses[domain] == min(r.losses[domain] for r in history[1:])
 
 
 def test_checkpoints_of_finished_reference_runs_are_deleted(made):
@@ -187,12 +187,12 @@ def test_other_tokenizer_is_measured_per_byte_in_both_runs(workspace, other_mode
     assert records[-1]["losses"]["law"] == pytest.approx(loss * num_tokens / num_bytes, rel=1e-12)
 
     of_reference = read_history(history_path(tmp_path / "references.runs" / "law"))[0]
-    seen = of_reference["probe"]["law"]
+    seen = of_reference.probe["law"]
     # without a start token a row's first token is no target: here "R", in the main run "Repeat"
     assert 0 < seen["target_bytes"] - num_bytes <= seen["rows"] * len("Repeat")
     # a model that knows nothing: ln 259 for each token, here nearly a byte
     expected = np.log(259) * seen["target_tokens"] / seen["target_bytes"]
-    assert of_reference["losses"]["law"] == pytest.approx(expected, rel=0.05)
+    assert of_reference.losses["law"] == pytest.approx(expected, rel=0.05)
 
 
 def test_rows_that_only_one_tokenizer_cuts_off_are_refused(workspace, other_model, tmp_path):

@@ -576,7 +576,7 @@ def test_history_of_the_run_before_is_kept_beside(workspace, tmp_path):
     first = history_path(tmp_path).read_bytes()
     inside.train(workspace, tmp_path, max_steps=4, versatune=inside.fixed())
     assert (tmp_path / "versatune" / "history.previous.jsonl").read_bytes() == first
-    assert [record["step"] for record in read_history(history_path(tmp_path))] == [0, 3, 4]
+    assert [record.step for record in read_history(history_path(tmp_path))] == [0, 3, 4]
 
 
 def test_a_trainer_is_freed_as_soon_as_it_is_let_go(workspace, tmp_path):

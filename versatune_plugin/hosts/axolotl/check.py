@@ -161,8 +161,8 @@ def _hosts_words_on_stderr() -> Iterator[Callable[[int], None]]:
         import axolotl.cli.config  # noqa: F401  sets its logging up, on what is standard output then
 
         streams = (stdout, sys.stdout, sys.stderr, sys.__stdout__)
-        handlers = {*logging.getLogger().handlers, *logging.getLogger("axolotl").handlers}
-        handlers = {handler for handler in handlers if getattr(handler, "stream", None) in streams}
+        known = {*logging.getLogger().handlers, *logging.getLogger("axolotl").handlers}
+        handlers = [h for h in known if isinstance(h, logging.StreamHandler) and h.stream in streams]
         before = [(handler, handler.level, handler.stream) for handler in handlers]
 
         def show_from(level: int) -> None:

@@ -47,7 +47,7 @@ def load_domains(
         ValueError: Domains cannot be loaded; the message names each of them.
     """
     handover = Handover.of_config(cfg)
-    only = handover.reference_run and handover.reference_run.domain
+    only = handover.reference_run.domain if handover.reference_run else None
     train_entries = _entries_by_domain(cfg, cfg.datasets, handover.dataset_domains, config, only)
     test_entries = _entries_by_domain(cfg, cfg.test_datasets or [], handover.test_dataset_domains, config, only)
     named = domain_order(config, handover)

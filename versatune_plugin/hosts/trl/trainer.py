@@ -40,7 +40,8 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
             train = {domain: rows.with_format(None) for domain, rows in train.items()}
         measured = detected_start(config, train, args, kwargs)
         references_measured, check_or_write = self._reference_losses(config, train, heldout, args, kwargs)
-        self._raw_train, self._prepared_train = train, None
+        self._raw_train = train
+        self._prepared_train: dict | None = None
         super().__init__(
             *args, train_dataset=next(iter(train.values())), eval_dataset=heldout or None, versatune=None, **kwargs
         )

@@ -148,7 +148,7 @@ class _Run:
             curve=curve,
             stopped_early=curve[-1].epoch < self.epochs,
             seconds=time.monotonic() - began,
-            probe=read_history(history)[0]["probe"][self.domain],
+            probe=read_history(history)[0].probe[self.domain],
             data=self._training_rows(),
         )
         path = self.where / _RUN_FILE
@@ -161,8 +161,8 @@ class _Run:
         path = history_path(self.where)
         curve: list[Point] = []
         for record in read_history(path) if path.exists() else ():
-            (loss,) = record["losses"].values()
-            curve.append(Point(epoch=record["epoch"], step=record["step"], loss=loss))
+            (loss,) = record.losses.values()
+            curve.append(Point(epoch=record.epoch, step=record.step, loss=loss))
             if self.stop_when_rising and _has_risen(curve):
                 break
         return curve

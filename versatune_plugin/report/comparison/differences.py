@@ -50,7 +50,7 @@ def _runs_table(outcomes: Sequence[Outcome]) -> Table:
 def _start(outcome: Outcome) -> str:
     """The proportions that a run began with, in short."""
     records = outcome.run.records
-    shares = (records[0].get("proportions_before") or records[0]["proportions"]) if records else {}
+    shares = (records[0].proportions_before or records[0].proportions) if records else {}
     if not shares:
         return "-"
     if len(shares) > 1 and max(shares.values()) - min(shares.values()) < 1e-9:
@@ -180,7 +180,7 @@ def _other_reference(outcome: Outcome, baseline: Outcome) -> str | None:
 
 
 def _first_reference(outcome: Outcome) -> Mapping | None:
-    return outcome.run.records[0].get("reference_losses")
+    return outcome.run.records[0].reference_losses
 
 
 def _other_unit(outcome: Outcome, baseline: Outcome) -> str | None:

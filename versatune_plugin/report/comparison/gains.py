@@ -1,6 +1,6 @@
 """The section on how far the losses fell and how the benchmarks went, domain by domain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from versatune_plugin.report.comparison.drawings import Series, draw_bars, draw_radar, several_charts
@@ -77,7 +77,8 @@ def _polygons(
 ) -> list[Chart]:
     is_radar = len(axes) >= _FEWEST_AXES
     if is_radar:
-        form, draw = "Radar chart, one axis per domain, one polygon per run", partial(draw_radar, zero=bool(unit))
+        form = "Radar chart, one axis per domain, one polygon per run"
+        draw: Callable = partial(draw_radar, zero=bool(unit))
     else:
         form, draw = "Horizontal bars, a group per domain, a bar per run", draw_bars
 

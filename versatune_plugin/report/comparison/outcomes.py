@@ -37,17 +37,17 @@ class Outcome:
     @classmethod
     def of(cls, run: Run) -> "Outcome":
         """What is known of a run."""
-        first = run.records[0] if run.records else {}
-        measured = [record for record in run.records if known(record.get("losses"))]
-        last = measured[-1] if measured else {}
+        measured = [record for record in run.records if known(record.losses)]
+        first, last = (run.records or [None])[0], (measured or [None])[-1]
+        from_the_start = first is not None and first.step == 0 and not measured_anew(run.records)
         return cls(
             run=run,
             facts=run.facts,
-            domains=tuple(first.get("proportions") or ()),
-            start=known(first.get("losses")) if first.get("step") == 0 and not measured_anew(run.records) else {},
-            end=known(last.get("losses")),
-            errors=known(last.get("loss_errors")),
-            end_step=last.get("step"),
+            domains=tuple(first.proportions) if first else (),
+            start=known(first.losses) if from_the_start else {},
+            end=known(last.losses) if last else {},
+            errors=known(last.loss_errors) if last else {},
+            end_step=last.step if last else None,
         )
 
     @property
@@ -89,7 +89,7 @@ class Outcome:
     @property
     def probe(self) -> Mapping[str, Mapping]:
         """By domain, which rows the losses at its end are of."""
-        return next((record["probe"] for record in reversed(self.run.records) if record.get("probe")), {})
+        return next((record.probe for record in reversed(self.run.records) if record.probe), {})
 
     @property
     def probe_share(self) -> float | None:
@@ -108,7 +108,7 @@ class Outcome:
 
     def last(self, key: str):
         """A value of the last record; None where it has none."""
-        return self.run.records[-1].get(key) if self.run.records else None
+        return getattr(self.run.records[-1], key) if self.run.records else None
 
     def gains(self, losses: Mapping[str, float] | None = None) -> dict[str, float]:
         """Per cent of the loss at the start that it has fallen by, by domain; negative where it rose.
@@ -125,7 +125,7 @@ class Outcome:
 
     def checkpoints(self) -> list[tuple[int, dict[str, float]]]:
         """(step, gains) at the measurements nearest to a quarter, half, three quarters and all of the steps."""
-        losses = {record["step"]: known(record.get("losses")) for record in self.run.records if record["step"]}
+        losses = {record.step: known(record.losses) for record in self.run.records if record.step}
         measured = [step for step in losses if losses[step]]
         nearest = {
             min(measured, key=lambda step: abs(step - share * self.num_steps)) for share in CHECKPOINTS if measured

@@ -138,7 +138,7 @@ def _benchmarks(scores: Sequence[Scores], baseline: Scores | None, domains: Sequ
             cells = []
             for one in scores:
                 entry = _entry(one.tasks(domain).get(task))
-                alike = baseline and one is not baseline and _same_task(one, baseline, domain, task)
+                alike = baseline is not None and one is not baseline and _same_task(one, baseline, domain, task)
                 cells.append(cell(entry, difference(entry, base, higher_is_better=True) if alike else None))
             rows.append([f"{domain}: {_title(task, facts)}", *cells])
     header = ["benchmark", *(one.name for one in scores)]
