@@ -54,6 +54,7 @@ LIGHT_MODULES = (
     "hosts.axolotl.config",
     "simulation",
     "evaluation.run",
+    "quickstart",
 )
 
 

