@@ -195,22 +195,6 @@ def test_a_handful_of_equal_texts_is_no_reason_to_stop(tmp_path):
 # --- faults -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
-        ({"iterations": 0}, "iterations must be at least 1, got 0"),
-        ({"count": "words"}, "count must be one of samples, tokens, got 'words'"),
-        ({"tolerance": 0}, "tolerance must be above 0 and at most 1 .* got 0"),
-        ({"tolerance": 1.5}, "tolerance must be above 0 and at most 1 .* got 1.5"),
-    ],
-)
-def test_a_setting_out_of_range_is_an_error_before_anything_is_made(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path / "cache", **options)
-    assert not (tmp_path / "cache").exists()
-
-
 def test_a_model_that_writes_nothing_is_an_error_after_the_first_block(tmp_path):
     generator = FixedGenerator(" \n\t")
     with pytest.raises(RuntimeError, match=r"all 256 samples are empty: .* Is the start token"):

@@ -130,19 +130,9 @@ def test_start_token_that_is_the_end_token_still_ends_a_sample(tiny):
     assert all(sample.num_tokens >= 1 for sample in samples)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"temperature": 0}, "temperature must be above 0, got 0"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
-        ({"top_k": -1}, "top_k must be at least 0, got -1"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"max_new_tokens": 257}, "max_new_tokens must be between 1 and 256 for tiny, got 257"),
-    ],
-)
-def test_settings_out_of_range_are_refused(tiny, changes, words):
-    with pytest.raises(ValueError, match=words):
-        generator(tiny, **changes)
+def test_more_tokens_than_the_model_can_write_are_refused(tiny):
+    with pytest.raises(ValueError, match="max_new_tokens must be between 1 and 256 for tiny, got 257"):
+        generator(tiny, max_new_tokens=257)
 
 
 def test_out_of_memory_says_to_lower_the_batch_size(tiny, monkeypatch):

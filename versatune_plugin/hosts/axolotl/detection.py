@@ -88,7 +88,7 @@ def texts_by_domain(entries: Sequence[Mapping], domains: Sequence[str], column: 
     for entry, domain in zip(entries, domains, strict=True):
         rows = read_rows(entry)
         try:
-            parts = split_by_column(rows, column) if domain == BY_COLUMN else {domain: rows}
+            parts = split_by_column(rows, column) if column and domain == BY_COLUMN else {domain: rows}
         except ValueError as error:
             raise ValueError(f"versatune.domain_column: {entry.get('path')}: {error}") from error
         for name, part in parts.items():

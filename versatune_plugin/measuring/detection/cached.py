@@ -77,12 +77,9 @@ class CachedJudgements:
         digests = list(missing)
         if missing:
             with progress.bar("judging", len(texts) - len(missing)) as bar:
-
-                def keep(position: int, row: np.ndarray) -> None:
+                for position, row in self._judge.judge(list(missing.values())):
                     self._keep(digests[position], row)
                     bar.update()
-
-                self._judge.judge(list(missing.values()), keep)  # every row comes through `keep`
         return np.array([self._known.get(_digest(text), self._none) for text in texts])
 
     def _keep(self, digest: str, row: np.ndarray) -> None:

@@ -20,7 +20,6 @@ from versatune_plugin.measuring.detection.judges import Judge
 from versatune_plugin.measuring.detection.progress import Progress
 from versatune_plugin.measuring.detection.samples import Generator, Sample
 from versatune_plugin.measuring.detection.statistics import (
-    COUNTS,
     Count,
     bootstrap_interval,
     is_judged,
@@ -67,12 +66,11 @@ def detect(
         show_progress: Show rate and remaining time on stderr.
 
     Raises:
-        ValueError: A setting is out of range, or the cache in `folder` cannot be used.
+        ValueError: The cache in `folder` cannot be used.
         RuntimeError: All texts are empty, the judge had no answer for more than half of the texts that are not
             (both are looked at after each block), or another process uses `folder`.
         OSError: The cache cannot be written; what was written so far is kept.
     """
-    _check_settings(num_samples, iterations, count, tolerance)
     began = time.perf_counter()
     seconds = {"generation": 0.0, "judging": 0.0}
     samples: list[Sample] = []
@@ -108,17 +106,6 @@ def detect(
         data=dict(data_fingerprints or {}),
         **dict(summary),
     )
-
-
-def _check_settings(num_samples: int, iterations: int, count: str, tolerance: float | None) -> None:
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
-    if count not in COUNTS:
-        raise ValueError(f"count must be one of {', '.join(COUNTS)}, got {count!r}")
-    if tolerance is not None and not 0 < tolerance <= 1:
-        raise ValueError(f"tolerance must be above 0 and at most 1 (the width of an interval), got {tolerance}")
 
 
 def _blocks(num_samples: int, iterations: int) -> Iterator[tuple[int, range]]:

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -66,8 +66,8 @@ class Endpoint:
         base_url: Such as ``http://localhost:8000/v1``.
         model: The model's name there.
         api_key_env: Environment variable that holds the key; it need not be set for a server without keys.
-        concurrency: Requests in flight.
-        requests_per_minute: Limit on new requests; a repeated one is not counted.
+        concurrency: Requests in flight, >= 1.
+        requests_per_minute: Limit on new requests, above 0; a repeated one is not counted.
         patience_seconds: How long the server may fail in the middle before that is an error.
         timeout_seconds: Without a byte from the server for so long, a request has failed.
 
@@ -76,7 +76,7 @@ class Endpoint:
 
     Raises:
         ImportError: The `openai` client is not installed.
-        ValueError: An argument is out of range, or the key cannot be sent.
+        ValueError: The URL is none, or the key cannot be sent.
     """
 
     def __init__(
@@ -94,9 +94,6 @@ class Endpoint:
         self.base_url = _checked_url(base_url)
         self.model = model
         self.api_key_env = api_key_env
-        _check_positive(
-            concurrency=concurrency, requests_per_minute=requests_per_minute, timeout_seconds=timeout_seconds
-        )
         self.concurrency = concurrency
         self.requests_per_minute = requests_per_minute
         self.patience_seconds = patience_seconds
@@ -122,7 +119,9 @@ class Endpoint:
         session.check_model()
         return test(session)
 
-    def stream(self, answer: "Callable[[Session, Job], Result]", jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
+    def stream(
+        self, answer: "Callable[[Session, Job], Result]", jobs: Sequence[Job]
+    ) -> Generator[tuple[Job, Result], None, None]:
         """Jobs and their results as they are done, `concurrency` at a time; closing the iterator ends the work.
 
         Args:
@@ -341,12 +340,6 @@ def _printable(text: str, longest: int = 300) -> str:
     """What a server says, on one line and not too long."""
     text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     return text if len(text) <= longest else text[:longest] + "..."
-
-
-def _check_positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
 
 
 def _checked_url(url: str) -> str:

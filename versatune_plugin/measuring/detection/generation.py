@@ -34,7 +34,7 @@ class LocalGenerator:
         seed: Any integer.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: The model cannot write that many tokens.
     """
 
     def __init__(
@@ -55,8 +55,6 @@ class LocalGenerator:
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_new_tokens
         if not 1 <= max_new_tokens <= context:
             raise ValueError(f"max_new_tokens must be between 1 and {context} for {name}, got {max_new_tokens}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._warpers = _warpers(temperature, top_p, top_k)
         self._model, self._tokenizer = model, tokenizer
         self._end_ids = _end_ids(model, tokenizer, start_token_id)
@@ -189,12 +187,6 @@ def _warpers(temperature: float, top_p: float, top_k: int) -> list:
     """The logits processors for settings that are not neutral, in the order of `generate`."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
-    if top_k < 0:
-        raise ValueError(f"top_k must be at least 0, got {top_k}")
     warpers = [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     return warpers + ([TopPLogitsWarper(top_p)] if top_p < 1 else [])

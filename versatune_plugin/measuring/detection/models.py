@@ -47,7 +47,8 @@ class SampledModel:
         """Changes with the weights; None where that cannot be told (a hub model that is not in the cache)."""
         named = {self.name: self.options.get("revision"), self.options.get("adapter"): None}
         parts = [model_fingerprint(name, revision) for name, revision in named.items() if name]
-        return "+".join(parts) if parts and None not in parts else None
+        known = [part for part in parts if part is not None]
+        return "+".join(known) if known and len(known) == len(parts) else None
 
 
 def load_causal_lm(

@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from versatune_plugin.config.block import DetectionConfig, VersaTuneConfig
+from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.measured import Measured
+from versatune_plugin.config.sections import DetectionConfig
 from versatune_plugin.files.fingerprints import model_fingerprint, texts_fingerprint
 from versatune_plugin.measuring.detection.detect import detect
 from versatune_plugin.measuring.detection.document import DetectionDocument
@@ -127,7 +129,7 @@ def detected_start(
 
 def build_generator(settings: DetectionConfig, base: SampledModel) -> tuple[Generator, str]:
     """Samples from the base model, loaded here or served by an endpoint; and a sentence on what they start from."""
-    options = {
+    options: dict[str, Any] = {
         "fingerprint": base.fingerprint(),
         "max_new_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
@@ -161,7 +163,7 @@ def build_generator(settings: DetectionConfig, base: SampledModel) -> tuple[Gene
 def build_judge(settings: DetectionConfig, texts: Texts) -> Judge:
     """The judge that the block names: an endpoint, a local model, or a classifier fitted on the texts."""
     judge, domains = settings.judge, tuple(texts)
-    question = {"max_text_tokens": judge.max_text_tokens, "orders": judge.orders}
+    question: dict[str, Any] = {"max_text_tokens": judge.max_text_tokens, "orders": judge.orders}
     if judge.endpoint and judge.model:
         from versatune_plugin.measuring.detection.endpoint import Endpoint
         from versatune_plugin.measuring.detection.judges.endpoint import EndpointJudge
@@ -177,8 +179,10 @@ def build_judge(settings: DetectionConfig, texts: Texts) -> Judge:
     if judge.model:
         from versatune_plugin.measuring.detection.judges.local import LocalJudge
 
+        model, tokenizer = load_causal_lm(judge.model, dtype="auto")
         return LocalJudge(
-            *load_causal_lm(judge.model, dtype="auto"),
+            model,
+            tokenizer,
             domains,
             settings.descriptions,
             name=judge.model,

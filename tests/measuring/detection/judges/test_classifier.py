@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.measuring.detection.judges.rows import rows_of
 from tests.tiny import WORDS
 from versatune_plugin.measuring.detection.judges.classifier import MAX_ROWS, MIN_ROWS, ClassifierJudge
 
@@ -33,7 +34,7 @@ def judge(texts_by_domain):
 
 def test_separable_domains_are_told_apart(judge):
     for domain_id, domain in enumerate(DOMAINS):
-        judgements = judge.judge(make_texts(domain, 50, seed=1))
+        judgements = rows_of(judge, make_texts(domain, 50, seed=1))
         assert judgements.dtype == np.float64
         assert np.allclose(judgements.sum(axis=1), 1.0)
         assert (judgements.argmax(axis=1) == domain_id).mean() >= 0.95
@@ -42,14 +43,14 @@ def test_separable_domains_are_told_apart(judge):
 def test_probabilities_are_as_right_as_they_say():
     vague = {domain: make_texts(domain, 150, share=0.12) for domain in DOMAINS}
     judge = ClassifierJudge.fit(vague)
-    fresh = np.concatenate([judge.judge(make_texts(domain, 150, seed=1, share=0.12)) for domain in DOMAINS])
+    fresh = np.concatenate([rows_of(judge, make_texts(domain, 150, seed=1, share=0.12)) for domain in DOMAINS])
     right = fresh.argmax(axis=1) == np.repeat(np.arange(3), 150)
     assert 0.5 < right.mean() < 0.9
     assert fresh.max(axis=1).mean() == pytest.approx(right.mean(), abs=0.08)
 
 
 def test_sizes_of_the_datasets_do_not_matter(judge):
-    uniform = np.concatenate([judge.judge(make_texts(domain, 40, seed=2)) for domain in DOMAINS])
+    uniform = np.concatenate([rows_of(judge, make_texts(domain, 40, seed=2)) for domain in DOMAINS])
     assert uniform.mean(axis=0) == pytest.approx(np.full(3, 1 / 3), abs=0.05)
 
 
@@ -58,13 +59,13 @@ def test_permuting_domains_permutes_the_judgements(judge, texts_by_domain):
     permuted = ClassifierJudge.fit({DOMAINS[place]: texts_by_domain[DOMAINS[place]] for place in order})
     assert permuted.domains == tuple(DOMAINS[place] for place in order)
     texts = make_texts("law", 20, seed=3) + make_texts("code", 20, seed=3)
-    assert permuted.judge(texts) == pytest.approx(judge.judge(texts)[:, order], abs=0.02)
+    assert rows_of(permuted, texts) == pytest.approx(rows_of(judge, texts)[:, order], abs=0.02)
 
 
 def test_same_texts_and_seed_give_the_same_judge(judge, texts_by_domain):
     again = ClassifierJudge.fit(texts_by_domain)
     texts = make_texts("medicine", 20, seed=4)
-    assert (again.judge(texts) == judge.judge(texts)).all()
+    assert (rows_of(again, texts) == rows_of(judge, texts)).all()
     assert again.identity() == judge.identity()
     assert json.loads(json.dumps(judge.identity())) == judge.identity()
 
@@ -77,33 +78,25 @@ def test_identity_changes_with_the_texts_and_the_seed(judge, texts_by_domain):
 
 def test_one_domain_gets_all(texts_by_domain):
     judge = ClassifierJudge.fit({"law": texts_by_domain["law"]})
-    assert (judge.judge(["anything", ""]) == 1.0).all()
+    assert (rows_of(judge, ["anything", ""]) == 1.0).all()
     assert judge.report()["confusion"] == {"law": {"law": 1.0}}
 
 
 def test_text_of_which_nothing_is_known_gets_no_domain(judge):
-    assert judge.judge(["", "   ", "患者の熱", "суд и закон", "\ud800"]) == pytest.approx(np.full((5, 3), 1 / 3))
-    assert judge.judge([]).shape == (0, 3)
+    assert rows_of(judge, ["", "   ", "患者の熱", "суд и закон", "\ud800"]) == pytest.approx(np.full((5, 3), 1 / 3))
+    assert rows_of(judge, []).shape == (0, 3)
 
 
 def test_scripts_without_spaces_are_told_apart():
     rng = np.random.default_rng(0)
     letters = {"law": "法律裁判契約原告被告証拠", "medicine": "患者発熱手術血管神経症状"}
     texts = {domain: ["".join(rng.choice(list(signs), 12)) for _ in range(30)] for domain, signs in letters.items()}
-    judgements = ClassifierJudge.fit(texts).judge(["被告の契約は裁判で", "血管の手術で患者は"])
+    judgements = rows_of(ClassifierJudge.fit(texts), ["被告の契約は裁判で", "血管の手術で患者は"])
     assert judgements.argmax(axis=1).tolist() == [0, 1]
 
 
-def test_every_judgement_is_reported_once_and_in_order(judge):
-    rows = {}
-    texts = make_texts("law", 600, seed=5)
-    judgements = judge.judge(texts, lambda position, row: rows.setdefault(position, row.copy()))
-    assert list(rows) == list(range(600))
-    assert (np.array(list(rows.values())) == judgements).all()
-
-
 def test_report_holds_quality_sizes_and_speed(judge):
-    judge.judge(make_texts("law", 5))
+    rows_of(judge, make_texts("law", 600, seed=5))  # more than a batch
     report = json.loads(json.dumps(judge.report()))
     assert report["held_out_accuracy"] >= 0.9
     assert [sum(row.values()) for row in report["confusion"].values()] == pytest.approx([1.0] * 3)

@@ -1,11 +1,10 @@
 import json
 import logging
-import threading
-import time
 
 import numpy as np
 import pytest
 
+from tests.measuring.detection.judges.rows import rows_of
 from tests.servers import MODEL, Proxy, Reply, make_endpoint, server_url
 from versatune_plugin.measuring.detection.judges.endpoint import EndpointJudge, letter_masses
 
@@ -30,21 +29,6 @@ def make_judge(url, orders=1, max_text_tokens=512, **settings):
     return EndpointJudge(
         endpoint, DOMAINS, {"law": "courts and statutes"}, orders=orders, max_text_tokens=max_text_tokens
     )
-
-
-def judge_with_calls(judge, texts):
-    """The rows, and those given to on_judged by position."""
-    calls = {}
-
-    def keep(position, row):
-        assert position not in calls
-        assert threading.current_thread() is threading.main_thread()
-        calls[position] = row.copy()
-
-    rows = judge.judge(texts, keep)
-    assert sorted(calls) == list(range(len(texts)))
-    np.testing.assert_array_equal(rows, [calls[position] for position in range(len(texts))])
-    return rows
 
 
 def assert_all_judged(rows):
@@ -128,7 +112,7 @@ def test_an_answer_without_letters_is_told_from_one_with(answer, message):
 
 def test_every_text_gets_a_row_of_probabilities_and_one_call(proxy):
     judge = make_judge(proxy.url)
-    assert_all_judged(judge_with_calls(judge, TEXTS))
+    assert_all_judged(rows_of(judge, TEXTS))
     assert judge.identity() | {"mode": "logprobs", "kind": "endpoint", "model": MODEL} == judge.identity()
     assert set(proxy.seen[text] for text in TEXTS) == {1}
     assert proxy.most_in_flight == 4
@@ -141,13 +125,13 @@ def test_every_text_gets_a_row_of_probabilities_and_one_call(proxy):
 
 
 def test_the_same_texts_are_judged_alike_whatever_their_company(server):
-    apart = np.concatenate([make_judge(server, concurrency=1).judge([text]) for text in TEXTS[:2]])
-    np.testing.assert_allclose(make_judge(server).judge(TEXTS[:2]), apart, atol=0.02)
+    apart = np.concatenate([rows_of(make_judge(server, concurrency=1), [text]) for text in TEXTS[:2]])
+    np.testing.assert_allclose(rows_of(make_judge(server), TEXTS[:2]), apart, atol=0.02)
 
 
 def test_several_orders_are_asked_and_averaged(proxy):
     judge = make_judge(proxy.url, orders=3)
-    [row] = judge.judge(TEXTS[:1])
+    [row] = rows_of(judge, TEXTS[:1])
     assert proxy.seen[TEXTS[0]] == 3
     firsts = {r.body["messages"][0]["content"].partition("\nA. ")[2].split("\n")[0] for r in proxy.requests[-3:]}
     assert firsts == {"law: courts and statutes", "medicine", "code"}
@@ -164,11 +148,7 @@ def test_texts_that_attack_the_question_get_probabilities_like_any_other(server)
         "",
         "\n" * 5000,
     ]
-    assert_all_judged(judge_with_calls(make_judge(server, max_text_tokens=60), attacks))
-
-
-def test_no_text_is_no_request():
-    assert make_judge("http://127.0.0.1:9/v1").judge([]).shape == (0, 3)
+    assert_all_judged(rows_of(make_judge(server, max_text_tokens=60), attacks))
 
 
 # --- without log-probabilities ------------------------------------------------------------------------------
@@ -178,7 +158,7 @@ def test_where_an_api_gives_no_log_probabilities_a_json_answer_is_enforced_and_r
     caplog.set_level(logging.INFO)
     proxy.behave = lambda request: Reply(edit=without_logprobs) if request.text else None
     judge = make_judge(proxy.url)
-    rows = judge_with_calls(judge, TEXTS[:2])
+    rows = rows_of(judge, TEXTS[:2])
     assert judge.identity()["mode"] == judge.report()["mode"] == "json_schema"
     assert set(rows.ravel()) == {0.0, 1.0}
     assert_all_judged(rows)
@@ -194,7 +174,7 @@ def test_an_api_that_refuses_log_probabilities_and_schemas_is_asked_for_plain_js
 
     proxy.behave = behave
     judge = make_judge(proxy.url)
-    np.testing.assert_array_equal(judge.judge(TEXTS[:2]), [[0, 0, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(rows_of(judge, TEXTS[:2]), [[0, 0, 1], [0, 0, 1]])
     assert judge.identity()["mode"] == "json"
 
 
@@ -209,7 +189,7 @@ def test_a_json_answer_that_names_no_domain_is_asked_for_again_and_then_left_out
     said = dict(zip(TEXTS, bad, strict=True))
     proxy.behave = lambda request: Reply(body=written(said.get(request.text, '{"domain": "law"}')))
     judge = make_judge(proxy.url)
-    rows = judge_with_calls(judge, [*TEXTS, "A fine text."])
+    rows = rows_of(judge, [*TEXTS, "A fine text."])
     assert np.isnan(rows).all(axis=1).tolist() == [True] * 8 + [False]
     assert [proxy.seen[text] for text in TEXTS] == [3] * 8
     report = judge.report()
@@ -231,7 +211,7 @@ def test_an_unusable_answer_is_asked_for_again_in_another_order_and_then_left_ou
     once = TEXTS[5]
     proxy.behave = lambda request: bad[0] if request.text == once and request.number == 1 else always.get(request.text)
     judge = make_judge(proxy.url)
-    rows = judge_with_calls(judge, TEXTS[:7])
+    rows = rows_of(judge, TEXTS[:7])
     assert np.isnan(rows).all(axis=1).tolist() == [True] * 5 + [False] * 2
     assert [proxy.seen[text] for text in TEXTS[:7]] == [3] * 5 + [2, 1]
     assert len({r.body["messages"][0]["content"] for r in proxy.requests if r.text == TEXTS[0]}) == 3
@@ -245,27 +225,8 @@ def test_a_text_that_the_server_refuses_is_left_out_and_counted(proxy, caplog):
         Reply(400, '{"error": {"message": "content filter"}}') if request.text == TEXTS[0] else None
     )
     judge = make_judge(proxy.url)
-    rows = judge_with_calls(judge, TEXTS[:3])
+    rows = rows_of(judge, TEXTS[:3])
     assert np.isnan(rows).all(axis=1).tolist() == [True, False, False]
     assert proxy.seen[TEXTS[0]] == 1
     assert judge.report()["num_refused_requests"] == 1
     assert "content filter" in caplog.text
-
-
-# --- being ended --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
-def test_an_error_of_the_caller_ends_the_work(proxy, error):
-    def fail(position, row):
-        raise error
-
-    with pytest.raises(type(error) if isinstance(error, Exception) else error):
-        make_judge(proxy.url, concurrency=2).judge(TEXTS, fail)
-    time.sleep(0.3)  # what was on its way arrives
-    assert len(proxy.requests) < 2 + 8
-
-
-def test_more_orders_than_domains_are_refused():
-    with pytest.raises(ValueError, match="orders must be between 1 and the number of domains"):
-        make_judge("http://localhost:8000/v1", orders=4)

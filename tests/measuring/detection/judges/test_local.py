@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.measuring.detection.judges.rows import rows_of
 from versatune_plugin.measuring.detection.judges.local import (
     MIN_LETTER_MASS,
     LocalJudge,
@@ -53,7 +54,9 @@ def unbatched(chat, text, rotation):
 def test_batched_judgements_equal_whole_prompts_one_by_one(chat, orders, monkeypatch):
     monkeypatch.setattr("versatune_plugin.measuring.detection.judges.local.MIN_LETTER_MASS", 0.0)
     ids = letter_ids(chat[1], len(DOMAINS))
-    judged = local_judge(chat, orders=orders).judge(TEXTS)
+    judge = local_judge(chat, orders=orders)
+    judged = rows_of(judge, TEXTS)
+    assert judge.report()["num_judged"] == len(TEXTS)
     for text, row in zip(TEXTS, judged, strict=True):
         expected = [
             in_domain_order(option_probabilities(unbatched(chat, text, rotation), ids)[0], rotation)
@@ -61,16 +64,6 @@ def test_batched_judgements_equal_whole_prompts_one_by_one(chat, orders, monkeyp
         ]
         np.testing.assert_allclose(row, np.mean(expected, axis=0), atol=1e-4)
         assert row.sum() == pytest.approx(1)
-
-
-def test_every_text_is_reported_once_with_its_final_row(chat):
-    calls = []
-    judge = local_judge(chat, orders=2)
-    judged = judge.judge(TEXTS, lambda position, row: calls.append((position, row)))
-    assert sorted(position for position, _ in calls) == list(range(len(TEXTS)))
-    for position, row in calls:
-        np.testing.assert_array_equal(row, judged[position])
-    assert judge.report()["num_judged"] == len(TEXTS)
 
 
 def test_template_markers_in_a_text_are_not_read_as_special_tokens(chat):
@@ -92,7 +85,7 @@ def test_special_tokens_that_look_like_words_are_not_read_as_such_either(workspa
 
 def test_texts_are_cut_to_the_models_own_tokens(chat):
     judge = local_judge(chat, max_text_tokens=5)
-    judged = judge.judge(["court statute plaintiff appeal contract clause " + end for end in ("tort", "judge")])
+    judged = rows_of(judge, ["court statute plaintiff appeal contract clause " + end for end in ("tort", "judge")])
     assert len(judge._text_ids("word " * 50)) == 5
     assert judge.report()["num_cut"] == 3
     assert judged.shape == (2, 3)
@@ -115,7 +108,7 @@ def test_an_answer_without_letters_is_a_row_of_nan():
 def test_texts_without_an_answer_are_counted(chat, monkeypatch):
     monkeypatch.setattr("versatune_plugin.measuring.detection.judges.local.MIN_LETTER_MASS", 1.1)
     judge = local_judge(chat)
-    assert np.isnan(judge.judge(TEXTS)).all()
+    assert np.isnan(rows_of(judge, TEXTS)).all()
     assert judge.report()["num_without_answer"] == len(TEXTS)
 
 
@@ -142,8 +135,3 @@ def test_a_template_that_drops_the_users_message_is_refused(chat, monkeypatch):
 def test_a_context_that_is_too_short_is_refused(chat):
     with pytest.raises(ValueError, match="max_text_tokens must be at most"):
         local_judge(chat, max_text_tokens=1000)
-
-
-def test_a_batch_size_of_zero_is_refused(chat):
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        local_judge(chat, batch_size=0)

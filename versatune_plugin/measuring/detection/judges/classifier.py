@@ -8,7 +8,7 @@ all rows.) Cost: four regressions.
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,6 @@ from sklearn.pipeline import make_union
 
 from versatune_plugin.domains import check_domain_names
 from versatune_plugin.files.fingerprints import texts_fingerprint
-from versatune_plugin.measuring.detection.judges import OnJudged, ignore
 from versatune_plugin.measuring.detection.statistics import CLEAR
 
 MIN_ROWS = 20
@@ -109,26 +108,22 @@ class ClassifierJudge:
         """What a judgement depends on, as plain JSON."""
         return self._identity
 
-    def judge(self, texts: Sequence[str], on_judged: OnJudged = ignore) -> np.ndarray:
-        """Judge the texts; never NaN. A text without any known feature gets the same probability for each domain.
+    def judge(self, texts: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
+        """Judge the first `MAX_CHARACTERS` of each text; never NaN (see `judges.Judge`).
 
-        Args:
-            texts: Any text; the first `MAX_CHARACTERS` of each are read.
-            on_judged: As in `Judge.judge`.
+        A text without any known feature gets the same probability for each domain.
         """
-        judgements = np.ones((len(texts), len(self.domains)))
         for start in range(0, len(texts), BATCH_SIZE):
             began = time.perf_counter()
-            batch = slice(start, start + BATCH_SIZE)
-            if self._model is not None:
-                judgements[batch] = self._judge([text[:MAX_CHARACTERS] for text in texts[batch]])
+            rows = self._judge([text[:MAX_CHARACTERS] for text in texts[start : start + BATCH_SIZE]])
             self._seconds += time.perf_counter() - began
-            for position in range(start, min(start + BATCH_SIZE, len(texts))):
-                on_judged(position, judgements[position])
-        self._num_judged += len(texts)
-        return judgements
+            self._num_judged += len(rows)
+            yield from enumerate(rows, start)
 
     def _judge(self, texts: Sequence[str]) -> np.ndarray:
+        """Shape (num_texts, num_domains)."""
+        if self._model is None:
+            return np.ones((len(texts), 1))
         vectors, regression = self._model
         features = vectors.transform(texts)
         probabilities = _softmax(regression.predict_log_proba(features).astype(np.float64) / self._temperature)

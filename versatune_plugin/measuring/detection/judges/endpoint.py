@@ -14,15 +14,14 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from versatune_plugin.measuring.detection.endpoint import NUM_ATTEMPTS, Endpoint, RefusedRequest, Session
-from versatune_plugin.measuring.detection.judges import OnJudged, ignore
 from versatune_plugin.measuring.detection.judges.prompt import (
     MIN_LETTER_MASS,
     PROMPT_VERSION,
@@ -40,7 +39,9 @@ NUM_ALTERNATIVES = 20  # OpenAI's and vLLM's limit
 JSON_TOKENS = 64  # and the longest name, which takes at most a token per byte
 TEST_TEXT = "The weather was fine, and we walked along the river until the evening."
 LOW_MASS = 0.5
-CLOSED = {"additionalProperties": False}  # strict schemas ask for it; an answer with more in it is still read
+CLOSED = ConfigDict(
+    json_schema_extra={"additionalProperties": False}
+)  # strict schemas ask for it; an answer with more in it is still read
 
 
 class _Alternative(BaseModel):
@@ -141,9 +142,8 @@ class EndpointJudge:
         self._descriptions = dict(descriptions)
         self._max_text_tokens = max_text_tokens
         self._orders = orders
-        self._named_domain = create_model(
-            "Domain", domain=(Literal[self.domains], ...), __config__={"json_schema_extra": CLOSED}
-        )
+        fields: dict[str, Any] = {"domain": (Literal[self.domains], ...)}
+        self._named_domain: Any = create_model("Domain", __config__=CLOSED, **fields)
         self._mode: Mode | None = None
         self._lock = threading.Lock()  # on what answers are counted with: they come in several threads
         self._forget_answers()
@@ -179,29 +179,25 @@ class EndpointJudge:
             "letter_mass": float(np.mean(self._letter_masses)) if self._letter_masses else None,
         }
 
-    def judge(self, texts: Sequence[str], on_judged: OnJudged = ignore) -> np.ndarray:
-        """Judge the texts (see `judges.Judge.judge`).
+    def judge(self, texts: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
+        """Judge the texts (see `judges.Judge`).
 
         Raises:
             ConnectionError, PermissionError, ValueError: As `Endpoint.try_out` at the first use and `Endpoint.stream`
-                later; `on_judged` has been called for all finished texts.
+                later; all finished rows have been yielded before.
         """
-        rows = np.full((len(texts), len(self.domains)), np.nan)
-        if not len(texts):
-            return rows
         self._found_mode()
+        num_missing = 0
         with closing(self._endpoint.stream(self._row, list(enumerate(texts)))) as judged:
             for (position, _), row in judged:
-                rows[position] = row
-                on_judged(position, row)
-        self._warn_of_trouble(rows)
-        return rows
+                num_missing += bool(np.isnan(row).any())
+                yield position, row
+        self._warn_of_trouble(num_missing, len(texts))
 
-    def _warn_of_trouble(self, rows: np.ndarray) -> None:
-        num_missing = int(np.isnan(rows).any(axis=1).sum())
+    def _warn_of_trouble(self, num_missing: int, num_texts: int) -> None:
         if num_missing:
             log.warning(
-                "%d of %d texts got no judgement from %s and are left out", num_missing, len(rows), self._endpoint.model
+                "%d of %d texts got no judgement from %s and are left out", num_missing, num_texts, self._endpoint.model
             )
         if self._letter_masses and np.mean(self._letter_masses) < LOW_MASS:
             log.warning(
@@ -219,16 +215,17 @@ class EndpointJudge:
         return row
 
     def _ask(self, session: Session, text: str, rotation: int) -> np.ndarray:
+        mode = self._found_mode()
         for attempt in range(NUM_ATTEMPTS):
             shown_first = (rotation + attempt) % len(self.domains)
             try:
-                answer = self._answer(session, text, shown_first, self._mode)
+                answer = self._answer(session, text, shown_first, mode)
             except RefusedRequest as refusal:
                 if self._count("num_refused_requests") == 1:
                     log.warning("%s; texts that are refused get no judgement", refusal)
                 break
             try:
-                return self._read(answer, shown_first, self._mode)
+                return self._read(answer, shown_first, mode)
             except ValueError:
                 self._count("num_unusable_answers")
         return np.full(len(self.domains), np.nan)
@@ -244,7 +241,7 @@ class EndpointJudge:
             as_json=as_json,
         )
         if as_json:
-            form = {"max_tokens": JSON_TOKENS + max(len(domain.encode()) for domain in self.domains)}
+            form: dict[str, Any] = {"max_tokens": JSON_TOKENS + max(len(domain.encode()) for domain in self.domains)}
         else:
             form = {"max_tokens": 1, "logprobs": True, "top_logprobs": NUM_ALTERNATIVES}
         if mode == "json_schema":
@@ -265,14 +262,15 @@ class EndpointJudge:
         return np.array([float(domain == named) for domain in self.domains])
 
     def _found_mode(self) -> Mode:
-        if self._mode is None:
-            self._mode = self._endpoint.try_out(self._find_mode)
-            self._forget_answers()  # those to the test question
-        return self._mode
+        if self._mode is not None:
+            return self._mode
+        self._mode = mode = self._endpoint.try_out(self._find_mode)
+        self._forget_answers()  # those to the test question
+        return mode
 
     def _find_mode(self, session: Session) -> Mode:
         """The first mode in which the test question gets an answer that can be read."""
-        problems = []
+        problems: list[str] = []
         for mode in get_args(Mode):
             problem = self._try_mode(session, mode)
             if problem is None:

@@ -6,13 +6,12 @@ itself, without reading special tokens, so that nothing in it can act as one.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from versatune_plugin.measuring.detection.judges import OnJudged, ignore
 from versatune_plugin.measuring.detection.judges.prompt import (
     MIN_LETTER_MASS,
     PROMPT_VERSION,
@@ -69,8 +68,6 @@ class LocalJudge:
         orders: int = 1,
     ):
         self.domains = check_question(domains, descriptions, orders=orders, max_text_tokens=max_text_tokens)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._model, self._tokenizer, self._name, self._batch_size = model, tokenizer, name, batch_size
         self._max_text_tokens, self._orders = max_text_tokens, orders
         self._identity = {
@@ -87,7 +84,7 @@ class LocalJudge:
         self._letter_ids = letter_ids(tokenizer, len(self.domains))
         self._questions = [self._question(descriptions, rotation) for rotation in range(len(self.domains))]
         self._check_context()
-        self._caches = {}
+        self._caches: dict = {}  # keys and values of what stands before the text, by rotation
         self._num_judged = self._num_cut = self._num_without_answer = 0
 
     def identity(self) -> dict:
@@ -103,7 +100,7 @@ class LocalJudge:
             "min_letter_mass": MIN_LETTER_MASS,
         }
 
-    def judge(self, texts: Sequence[str], on_judged: OnJudged = ignore) -> np.ndarray:
+    def judge(self, texts: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
         """Judge the texts (see `judges.Judge`).
 
         Raises:
@@ -121,8 +118,7 @@ class LocalJudge:
                 if not num_open[position]:
                     self._num_judged += 1
                     self._num_without_answer += int(np.isnan(sums[position]).any())
-                    on_judged(position, sums[position].copy())
-        return sums
+                    yield position, sums[position]
 
     def _question(self, descriptions: Mapping[str, str], rotation: int) -> Question:
         if not self._tokenizer.chat_template:
@@ -160,7 +156,7 @@ class LocalJudge:
 
     def _batches(self, texts: Sequence[str], text_ids: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
         """(rotation, positions of texts) of each forward pass, the longest texts of a rotation first."""
-        by_rotation = {}
+        by_rotation: dict[int, list[int]] = {}
         for position, text in enumerate(texts):
             for rotation in rotations(text, len(self.domains), self._orders):
                 by_rotation.setdefault(rotation, []).append(position)
@@ -216,7 +212,7 @@ def letter_ids(tokenizer, num_domains: int) -> list[list[int]]:
     Raises:
         ValueError: A letter is no token of the vocabulary.
     """
-    ids = {letter: [] for letter in letters(num_domains)}
+    ids: dict[str, list[int]] = {letter: [] for letter in letters(num_domains)}
     longest = 8  # characters of a token that may be a letter: "A", "ĠA", "▁A", "<0x41>"
     for token, token_id in tokenizer.get_vocab().items():
         if len(token) <= longest and (letter := tokenizer.decode([token_id]).strip()) in ids:
