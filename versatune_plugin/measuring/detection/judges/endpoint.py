@@ -39,9 +39,8 @@ NUM_ALTERNATIVES = 20  # OpenAI's and vLLM's limit
 JSON_TOKENS = 64  # and the longest name, which takes at most a token per byte
 TEST_TEXT = "The weather was fine, and we walked along the river until the evening."
 LOW_MASS = 0.5
-CLOSED = ConfigDict(
-    json_schema_extra={"additionalProperties": False}
-)  # strict schemas ask for it; an answer with more in it is still read
+# Strict schemas ask for it; an answer with more in it is still read
+CLOSED = ConfigDict(json_schema_extra={"additionalProperties": False})
 
 
 class _Alternative(BaseModel):
