@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.blocks import Block
 from versatune_plugin.config.checks import KEYS_OF_STRATEGIES
+from versatune_plugin.files.record import fields
 from versatune_plugin.strategies import STRATEGIES, Expansion
 from versatune_plugin.strategies.about import ABOUT
 
@@ -39,9 +40,15 @@ def strategies_in_a_line() -> str:
     return _table(("name", "proportions"), [(f"`{name}`", about.rule) for name, about in ABOUT.items()])
 
 
+def history() -> str:
+    """Every field of a history line, with its unit and its meaning."""
+    return _table(("field", "unit", "meaning"), [(f"`{name}`", unit, meaning) for name, unit, meaning in fields()])
+
+
 TABLES = {
     "options": ("docs/options.md", options),
     "strategies": ("docs/strategies.md", strategies),
+    "history": ("docs/reports.md", history),
     "strategies in a line": ("README.md", strategies_in_a_line),
 }
 """By marker: the document, and what makes its table."""

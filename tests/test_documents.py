@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import json
 import re
 import subprocess
 import sys
@@ -89,14 +88,6 @@ def test_the_own_strategy_of_the_documents_trains(workspace, tmp_path, monkeypat
     hardest = max(last["losses"], key=last["losses"].get)
     assert last["proportions"][hardest] == pytest.approx(1 / 6 + 0.5, abs=1e-12)
     assert last["note"] == "hardest first"
-    line = (tmp_path / "out" / "versatune" / "history.jsonl").read_text().splitlines()[-1]
-    assert set(history_fields()) == set(json.loads(line))
-
-
-def history_fields() -> list[str]:
-    """The fields of a history line that the documents describe."""
-    table = re.search(r"<!-- history -->\n(.*?)<!--", TEXTS[ROOT / "docs" / "reports.md"], flags=re.DOTALL)[1]
-    return [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split(" | ")[0])]
 
 
 @pytest.mark.parametrize("name", TABLES)
