@@ -59,9 +59,11 @@ def making(file: Path, epochs: int = 3, **changes) -> Making:
     """Of a block whose reference model is `small`."""
     block = {"initial_proportions": "uniform", "reference_losses": str(file)}
     reference = {"model": "small", "epochs": epochs} | changes.pop("reference", {})
+    config = VersaTuneConfig(**block, reference=reference)
     return Making(
         **{
-            "config": VersaTuneConfig(**block, reference=reference),
+            "config": config,
+            "reference": config.reference,
             "file": file,
             "base_model": Model(name="big", fingerprint="b"),
             "reference_model": Model(name="small", fingerprint="s"),

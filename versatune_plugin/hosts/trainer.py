@@ -114,7 +114,7 @@ class VersaTuneMixin(_Host):
         measured = detected_start(config, tuple(train), SampledModel(name), texts, visible_logger())
         path, document = config.references_file, None
         if path is not None:
-            of_file, document = references.of_file(config, tuple(train), model, describe_model, _REMEDY)
+            of_file, document = references.of_file(path, config, tuple(train), model, describe_model, _REMEDY)
             measured |= of_file
         super().__init__(*args, train_dataset=stand_in(train), eval_dataset=heldout, **kwargs)
         self.use_mixture(config, train, heldout, measured)

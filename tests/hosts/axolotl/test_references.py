@@ -19,19 +19,20 @@ pytest.importorskip("axolotl")
 
 from tests.hosts import runs
 from tests.hosts.axolotl.test_runs import axolotl, environment
-from tests.hosts.trl.test_references import numbers_of, other_model  # noqa: F401 - a fixture
+from tests.hosts.reference_files import make_byte_model, numbers_of
 from tests.tiny import axolotl_config
 from versatune_plugin import cli
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.files.history import history_path
 from versatune_plugin.hosts.axolotl import measurements as axolotl_measurements
 from versatune_plugin.hosts.axolotl import references as axolotl_references
-from versatune_plugin.measuring.references import References
+from versatune_plugin.measuring.references import Making, References
 from versatune_plugin.measuring.references.document import Result
 from versatune_plugin.measuring.references.rows import Rows
 from versatune_plugin.signals import learnable_potential
 
 TWO = ("law", "code")
+ALONE = {"refresh": False, "launcher": "python", "launcher_args": [], "say": print}
 
 
 def config_of(workspace: Path, folder: Path, model: Path, domains=TWO, **reference) -> dict:
@@ -157,28 +158,73 @@ def test_command_killed_twice_gives_the_file_of_an_unbroken_one(workspace, twin,
     assert "domain  reference loss  at epoch  untrained  epochs  seconds" in output
 
 
-def test_file_that_fits_is_left_alone_and_one_that_does_not_names_refresh(made_on_demand):
+@pytest.fixture
+def here(monkeypatch):
+    """Calls the command in this process; gives its document and what it says."""
+    from axolotl.utils.tee import close_debug_log
+
+    monkeypatch.setenv("AXOLOTL_TEE_STDOUT", "0")
+
+    def make(config: dict, folder: Path) -> tuple[References, list[str]]:
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        said: list[str] = []
+        try:
+            _, document = axolotl_references.make_references(folder / "config.yml", **ALONE | {"say": said.append})
+        except ValueError as error:
+            raise ValueError("\n".join([*said, str(error)])) from error
+        finally:
+            close_debug_log()
+        return document, said
+
+    return make
+
+
+def test_file_that_fits_is_left_alone_and_one_that_does_not_names_refresh(made_on_demand, here):
     config, folder, _ = made_on_demand
     file = folder / "measured" / "references.json"
     before = file.stat().st_mtime_ns
-    fits = start(config, folder)
+    document, said = here(config, folder)
+    assert document == References.read(file)
+    assert f"{file} is there and fits" in said[-1]
     changed = json.loads(json.dumps(config))
     changed["versatune"]["reference"]["epochs"] = 3
     changed |= {"warmup_steps": 6, "learning_rate": 0.5}
-    (folder / "other").mkdir()
-    stale = to_its_end(start(changed, folder / "other"))
-    assert stale[0] == 1
-    assert "its runs had epochs 2, the block's `reference:` has 3" in stale[1]
-    assert "this run has 0.5 (they may differ only without" in stale[1]
-    assert "config.yml --refresh" in stale[1]
-    assert "never reach the learning rate: law 6, code 6 step(s)" in stale[1]
-    status, output = to_its_end(fits)
-    assert status == 0
-    assert "is there and fits: nothing to do" in output
+    with pytest.raises(ValueError, match="does not fit") as error:
+        here(changed, folder / "other")
+    for phrase in ("epochs 2, the block's `reference:` has 3", "this run has 0.5", "config.yml --refresh"):
+        assert phrase in str(error.value)
+    assert "never reach the learning rate: law 6, code 6 step(s)" in str(error.value)
     assert file.stat().st_mtime_ns == before
 
 
-def test_two_processes_measure_a_model_of_another_tokenizer_per_byte(workspace, other_model, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory) -> Path:
+    """A tiny model that reads bytes."""
+    return make_byte_model(tmp_path_factory.mktemp("bytes"))
+
+
+def test_held_out_rows_of_all_domains_are_the_same_under_both_tokenizers_or_refused(
+    workspace, other_model, tmp_path, here, monkeypatch
+):
+    measured = {}
+
+    def measure(making, trainer, say):
+        measured.update({domain: trainer.identity(domain)["held-out rows"] for domain in trainer.domains})
+        raise ValueError("enough")
+
+    monkeypatch.setattr(Making, "measure", measure)
+    config = config_of(workspace, tmp_path, other_model) | {"sequence_len": 320}  # the longest row is of 274 bytes
+    with pytest.raises(ValueError, match=r"nats per UTF-8 byte.*\nenough"):
+        here(config, tmp_path)
+    assert list(measured) == list(TWO)
+    assert all(facts["target_tokens"] > facts["target_bytes"] for facts in measured.values())
+    with pytest.raises(ValueError, match="held-out rows of 'law'.* are not those of the main run") as error:
+        here(config | {"sequence_len": 230}, tmp_path)
+    assert "raise sequence_len" in str(error.value)
+
+
+def test_two_processes_measure_a_model_of_another_tokenizer_per_byte(workspace, other_model, tmp_path):
     config = config_of(workspace, tmp_path, other_model, domains=("law",), epochs=1)
     config |= {"gradient_accumulation_steps": 1, "sequence_len": 320}  # the longest row is of 274 bytes
     config["plugins"] = ["tests.hosts.axolotl.parts.CpuRanks", *config["plugins"]]
@@ -222,9 +268,6 @@ def test_several_processes_stop_and_print_the_command(tmp_path, monkeypatch):
 def test_missing_file_without_a_reference_model_names_the_ways_out(tmp_path):
     with pytest.raises(RuntimeError, match=r"references.json does not exist; give the numbers, the right path"):
         axolotl_measurements.make_what_is_missing(needed(tmp_path / "references.json"), {})
-
-
-ALONE = {"refresh": False, "launcher": "python", "launcher_args": [], "say": print}
 
 
 def test_command_refuses_to_run_in_several_processes(monkeypatch):

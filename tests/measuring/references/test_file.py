@@ -132,7 +132,7 @@ def test_file_that_a_block_names_is_compared_with_the_run(made, file):
     def describe(name):
         return {"name": name, "fingerprint": name[0]}
 
-    arguments = (config, ("law", "code"), "big", describe, "x --refresh")
+    arguments = (file, config, ("law", "code"), "big", describe, "x --refresh")
     with pytest.raises(ValueError, match="does not exist; x --refresh"):
         of_file(*arguments)
     made.write(file)

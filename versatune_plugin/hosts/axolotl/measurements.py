@@ -134,7 +134,7 @@ def references_of(config: VersaTuneConfig, cfg, train: Mapping, heldout: Mapping
     def describe(model: str) -> dict:
         return describe_model(model, cfg.revision_of_model if model == cfg.base_model else None)
 
-    measured, document = references.of_file(config, domains, cfg.base_model, describe, command, settings_of(cfg))
+    measured, document = references.of_file(file, config, domains, cfg.base_model, describe, command, settings_of(cfg))
     rows = Rows(train, heldout, measured.probe_rows, cfg.seed)
     references.refuse(file, document, references.row_misfits(document, rows.data, rows.probe), command)
     logger.info(document.summary(file))

@@ -70,7 +70,7 @@ def yaml_of_run(raw: Mapping, making: Making, domain: str, output_dir: Path, own
         output_dir: Of that run.
         own_tokenizer: Whether the reference model's own tokenizer is used.
     """
-    reference, is_other = making.config.reference, making.config.reference.model != raw["base_model"]
+    reference, is_other = making.reference, making.reference.model != raw["base_model"]
     dropped = set(_OF_THE_MAIN_RUN)
     if is_other:
         dropped |= {*_OF_THE_MAIN_MODEL, *(_OF_THE_MAIN_TOKENIZER if own_tokenizer else ())}

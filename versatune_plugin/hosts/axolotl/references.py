@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import yaml
 
 from versatune_plugin.config.block import REFERENCES_FILE, VersaTuneConfig
 from versatune_plugin.config.handover import KEY as HANDOVER
+from versatune_plugin.config.sections import ReferenceConfig
 from versatune_plugin.files.history import write_atomically
 from versatune_plugin.files.rows import token_counts
 from versatune_plugin.hosts.axolotl.config import read_yaml, rows_per_step, run_length
@@ -25,9 +27,9 @@ from versatune_plugin.hosts.length import steps_of_references
 from versatune_plugin.measuring import references
 from versatune_plugin.measuring.probes import choose_rows, decoder
 from versatune_plugin.measuring.references import Making, References
-from versatune_plugin.measuring.references import rows as reference_rows
 from versatune_plugin.measuring.references.document import Model, Result
-from versatune_plugin.measuring.references.rows import Rows, check_same_rows
+from versatune_plugin.measuring.references.rows import SOME_ROWS, Rows, check_same_rows
+from versatune_plugin.measuring.references.rows import num_probe_rows as num_rows_of_probes
 from versatune_plugin.measuring.references.tokenizers import tokenizer_difference
 
 _OF_AN_ADAPTER = (
@@ -91,9 +93,14 @@ def make_references(
         return file, document
 
 
-def _file_of(config: VersaTuneConfig) -> Path:
+def _reference_of(config: VersaTuneConfig) -> ReferenceConfig:
     if config.reference is None:
         raise ValueError("versatune.reference is missing: name the model, such as `reference: {model: ...}`")
+    return config.reference
+
+
+def _file_of(config: VersaTuneConfig) -> Path:
+    _reference_of(config)
     if config.reference_losses is not None and config.references_file is None:
         raise ValueError(
             "versatune.reference_losses gives the losses already: name a .json file there, or leave the key out"
@@ -156,37 +163,45 @@ def _prepared(
     cfg = load_cfg(str(path), output_dir=str(references.runs_folder(file)))  # this command's log goes there
     train, heldout = load_domains(cfg, config)
     check_domains_fit(config, train, heldout)
-    model, per_step = config.reference.model, rows_per_step(cfg)
-    making = Making(
-        config=config,
-        file=file,
-        base_model=Model(**describe_model(cfg.base_model, cfg.revision_of_model)),
-        reference_model=Model(**describe_model(model, cfg.revision_of_model if model == raw["base_model"] else None)),
-        num_rows=num_probe_rows(cfg, config, train, heldout),
-        settings=settings_of(cfg),
-        launch={"rows_per_step_and_process": per_step, "launcher": launch},
-    )
-    tokenizer, num_rows = load_tokenizer(cfg), {domain: len(rows) for domain, rows in train.items()}
+    making = _making(cfg, config, file, num_probe_rows(cfg, config, train, heldout), launch)
+    num_rows, tokenizer = {domain: len(rows) for domain, rows in train.items()}, load_tokenizer(cfg)
     main = reference = Rows(train, heldout, making.num_rows, cfg.seed, decoder(tokenizer))
-    if model != raw["base_model"]:
-        reference_cfg = _reference_cfg(raw, making, main, cfg)
-        reference_tokenizer = load_tokenizer(reference_cfg)
-        making = replace(making, difference=tokenizer_difference(tokenizer, reference_tokenizer, main.texts))
-    making.announce(steps_of_references(config.reference, num_rows, per_step), cfg.warmup_steps or 0, say)
+    if making.reference.model != raw["base_model"]:
+        of_reference = _reference_cfg(raw, making, next(iter(train)), cfg)
+        other = load_tokenizer(of_reference)
+        making = replace(making, difference=tokenizer_difference(tokenizer, other, main.texts))
+    making.announce(steps_of_references(making.reference, num_rows, rows_per_step(cfg)), cfg.warmup_steps or 0, say)
     if making.difference is not None:
-        rows = load_domains(reference_cfg, config)
-        reference = Rows(*rows, making.num_rows, cfg.seed, decoder(reference_tokenizer))
-        check_same_rows(main.probe, reference.probe, model, f"sequence_len {cfg.sequence_len}", "fall out")
+        reference = Rows(*load_domains(of_reference, config), making.num_rows, cfg.seed, decoder(other))
+        limit = f"sequence_len {cfg.sequence_len}"
+        check_same_rows(main.probe, reference.probe, making.reference.model, limit, "fall out")
     return making, main, reference
 
 
-def _reference_cfg(raw: Mapping, making: Making, main: Rows, cfg):
+def _making(cfg, config: VersaTuneConfig, file: Path, num_rows: int, launch: list[str]) -> Making:
+    """As far as it does not depend on the tokenizers."""
+    reference, revision = _reference_of(config), cfg.revision_of_model
+    return Making(
+        config=config,
+        reference=reference,
+        file=file,
+        base_model=Model(**describe_model(cfg.base_model, revision)),
+        reference_model=Model(
+            **describe_model(reference.model, revision if reference.model == cfg.base_model else None)
+        ),
+        num_rows=num_rows,
+        settings=settings_of(cfg),
+        launch={"rows_per_step_and_process": rows_per_step(cfg), "launcher": launch},
+    )
+
+
+def _reference_cfg(raw: Mapping, making: Making, domain: str, cfg):
     """The config of the reference runs under the tokenizer of their model, with the datasets of all domains."""
     from axolotl.cli.config import load_cfg
 
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "config.yml"
-        settings = yaml_of_run(raw, making, next(iter(main.data)), Path(scratch), own_tokenizer=True)
+        settings = yaml_of_run(raw, making, domain, Path(scratch), own_tokenizer=True)
         path.write_text(yaml.safe_dump(settings), encoding="utf-8")
         reference_cfg = load_cfg(str(path))
     for key in ("datasets", "test_datasets", "dataset_prepared_path", HANDOVER):
@@ -237,11 +252,11 @@ def settings_of(cfg: Mapping) -> dict:
 def num_probe_rows(cfg, config: VersaTuneConfig, train: Mapping, heldout: Mapping) -> int:
     """Held-out rows per domain: the user's number, or what the main run would choose."""
     length = run_length(cfg, config.samples_per_epoch or sum(map(len, train.values())))
-    some = {domain: choose_rows(len(rows), reference_rows.SOME_ROWS, cfg.seed) for domain, rows in train.items()}
-    return reference_rows.num_probe_rows(
+    some = {domain: np.array(choose_rows(len(rows), SOME_ROWS, cfg.seed)) for domain, rows in train.items()}
+    return num_rows_of_probes(
         config,
         {domain: token_counts(rows, some[domain]) for domain, rows in train.items()},
-        {domain: token_counts(heldout[domain]) for domain in train},
+        {domain: token_counts(heldout[domain]).tolist() for domain in train},
         num_steps=length.num_steps,
         rows_per_step=length.rows_per_step,
         **probe_circumstances(cfg),

@@ -13,7 +13,8 @@ from accelerate.utils import broadcast_object_list
 
 def on_main(function: Callable):
     """Call a function in the main process alone; its result, or its error, is that of all processes."""
-    state, box = PartialState(), [None, None]
+    state = PartialState()
+    box: list = [None, None]
     if state.is_main_process:
         try:
             box[0] = function()
@@ -21,9 +22,9 @@ def on_main(function: Callable):
             box[1] = _portable(error) if state.num_processes > 1 else error
     if state.num_processes > 1:
         broadcast_object_list(box)
-    result, error = box
-    if error is not None:
-        raise error
+    result, failure = box
+    if failure is not None:
+        raise failure
     return result
 
 

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class SFTReferences:
     """The reference runs of a TRL script, made before its own model is loaded (a `DomainTrainer`).
 
     Args:
-        config: The main run's block, with a `reference:`.
+        config: The main run's block, with a `reference:` and a file that is to be made.
         train: Its rows per domain, as the user gave them.
         heldout: Its held-out rows, likewise.
         args: The main trainer's positional arguments.
@@ -61,7 +61,7 @@ class SFTReferences:
         heldout: Mapping,
         args: tuple,
         kwargs: Mapping,
-        trainer_class: Callable,
+        trainer_class: type,
         logger: logging.Logger,
     ) -> None:
         given = _named(args, kwargs)
@@ -72,22 +72,27 @@ class SFTReferences:
                 "versatune.reference: `optimizers` belong to the main model, so reference runs cannot share them; give "
                 "`optimizer_cls_and_kwargs`, or the reference losses as numbers"
             )
+        reference, file = config.reference, config.references_file
+        assert reference is not None
+        assert file is not None
         self._train, self._heldout, self._given = train, heldout, given
-        self._args, self._trainer_class, self._logger = given["args"], trainer_class, logger
-        self.domains = tuple(train)
+        self._args, self._logger = given["args"], logger
+        self._trainer_class = trainer_class
+        self.domains: Sequence[str] = tuple(train)
         settings = settings_of(args, kwargs)  # now: PEFT changes an adapter when it is put on a model
         base_model = Model(**describe_model(given["model"]))
         self._tokenizer = given.get("processing_class") or AutoTokenizer.from_pretrained(base_model.name)
         difference = None
-        if config.reference.model != base_model.name:
-            of_reference = AutoTokenizer.from_pretrained(config.reference.model)
+        if reference.model != base_model.name:
+            of_reference = AutoTokenizer.from_pretrained(reference.model)
             difference = tokenizer_difference(self._tokenizer, of_reference, self._some_texts())
             self._tokenizer = self._tokenizer if difference is None else of_reference
         self._making = Making(
             config=config,
-            file=config.references_file,
+            reference=reference,
+            file=file,
             base_model=base_model,
-            reference_model=Model(**describe_model(config.reference.model)),
+            reference_model=Model(**describe_model(reference.model)),
             num_rows=self._num_probe_rows(config),
             settings=settings,
             launch={"rows_per_step": rows_per_step(self._args), "processes": self._args.world_size},
@@ -103,14 +108,14 @@ class SFTReferences:
             ValueError: A run has no finite loss, or its folder is somebody else's.
         """
         making, num_rows = self._making, {domain: len(rows) for domain, rows in self._train.items()}
-        steps = steps_of_references(making.config.reference, num_rows, rows_per_step(self._args))
+        steps = steps_of_references(making.reference, num_rows, rows_per_step(self._args))
         making.announce(steps, self._args.warmup_steps, self._say)
         with random_state_kept(), ExitStack() as held:
             on_main(lambda: held.enter_context(locked(runs_folder(making.file) / ".lock")))
             self._results = making.measure(self, self._say, on_main)
         return making.document(self._results, probe={}, data={}).measured(making.file)
 
-    def write(self, data: Mapping[str, str], probe: Mapping[str, dict]) -> None:
+    def write(self, data: dict[str, str], probe: dict[str, dict]) -> None:
         """Write references.json, now that the main run's rows are prepared.
 
         Args:
@@ -137,11 +142,9 @@ class SFTReferences:
         args, making = self._args_of(folder), self._making
         set_seed(args.seed)  # an adapter is drawn before the trainer sets it
 
-        class ReferenceTrainer(self._trainer_class):
-            reference_run = making.reference_run(domain)
-
-        trainer = ReferenceTrainer(
-            model=making.config.reference.model,
+        kind = type("ReferenceTrainer", (self._trainer_class,), {"reference_run": making.reference_run(domain)})
+        trainer = kind(
+            model=making.reference.model,
             args=args,
             train_dataset={domain: self._train[domain]},
             eval_dataset={domain: self._heldout[domain]},
@@ -161,7 +164,7 @@ class SFTReferences:
         adapter = making.settings["adapter"] if self._given.get("peft_config") is not None else None
         return {
             "settings": {key: str(value) for key, value in settings.items() if key not in _NO_MATTER},
-            "block": making.block | {"unit": making.loss_unit, "reference": making.config.reference.model_dump()},
+            "block": making.block | {"unit": making.loss_unit, "reference": making.reference.model_dump()},
             "adapter": adapter,
             "model": making.reference_model.model_dump(),
             "training rows": _raw_fingerprint(self._train[domain]),
@@ -174,7 +177,7 @@ class SFTReferences:
         args = copy.copy(self._args)
         changes = {
             "output_dir": str(where),
-            "num_train_epochs": self._making.config.reference.epochs,
+            "num_train_epochs": self._making.reference.epochs,
             "max_steps": -1,
             "save_strategy": SaveStrategy.EPOCH,
             "save_total_limit": 1,

@@ -62,7 +62,7 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
             model = args[0] if args else kwargs["model"]
             remedy = f"delete it and {references.runs_folder(path)}, and with a `reference:` it is made anew"
             measured, document = references.of_file(
-                config, tuple(train), model, describe_model, remedy, settings_of(args, kwargs)
+                path, config, tuple(train), model, describe_model, remedy, settings_of(args, kwargs)
             )
             return measured, lambda: self.check_rows_of(path, document, remedy)
         runs = SFTReferences(config, train, heldout, args, kwargs, VersaTuneSFTTrainer, visible_logger())

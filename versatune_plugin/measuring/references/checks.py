@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.measured import Measured
@@ -13,6 +14,7 @@ _NOT_COMPARED = ("base_model_name_or_path", "peft_version")  # of an adapter: it
 
 
 def of_file(
+    path: Path,
     config: VersaTuneConfig,
     domains: Sequence[str],
     model,
@@ -20,9 +22,10 @@ def of_file(
     remedy: str,
     settings: Mapping | None = None,
 ) -> tuple[Measured, References]:
-    """Read the references.json of a `versatune:` block and check what can be told without rows.
+    """Read the references.json that a `versatune:` block needs and check what can be told without rows.
 
     Args:
+        path: The file.
         config: The block.
         domains: Those of the run.
         model: The model that the run trains.
@@ -36,7 +39,6 @@ def of_file(
     Raises:
         ValueError: The file is missing, is no references.json, or does not fit; with all reasons.
     """
-    path = config.references_file
     if not path.exists():
         raise ValueError(f"versatune.reference_losses: {path} does not exist; {remedy}")
     document = References.read(path)
@@ -72,7 +74,7 @@ def misfits(
         problems.append(f"it has the domains {', '.join(document.domains)}, this run has {', '.join(domains)}")
     if not document.base_model.is_same_as(base_model):
         problems.append(f"its base model is {document.base_model}, that of this run is {base_model}")
-    if reference_model is not None:
+    if config.reference is not None and reference_model is not None:
         if not document.reference_model.is_same_as(reference_model):
             problems.append(f"its reference model is {document.reference_model}, the block's is {reference_model}")
         asked = config.reference.model_dump(include=set(_OF_THE_BLOCK))

@@ -48,7 +48,8 @@ Curve = Annotated[list[Point], Field(min_length=1)]
 
 def best_epoch(curve: Sequence[Point]) -> Point:
     """The first of the epochs with the lowest loss; one of them has a loss."""
-    return min((point for point in curve[1:] if point.loss is not None), key=lambda point: point.loss)
+    measured = [(point.loss, point) for point in curve[1:] if point.loss is not None]
+    return min(measured, key=lambda pair: pair[0])[1]
 
 
 class Result(_Part):

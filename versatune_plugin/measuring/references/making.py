@@ -7,6 +7,7 @@ from pathlib import Path
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.measured import LossUnit, ReferenceRun
+from versatune_plugin.config.sections import ReferenceConfig
 from versatune_plugin.measuring.references.checks import misfits
 from versatune_plugin.measuring.references.document import UNITS, Model, Probe, References, Result, Tokenizer
 from versatune_plugin.measuring.references.runs import DomainTrainer, measure, runs_folder
@@ -17,7 +18,9 @@ class Making:
     """The making of a references.json, as far as it does not depend on the host."""
 
     config: VersaTuneConfig
-    """The block of the main run, with a `reference:`."""
+    """The block of the main run."""
+    reference: ReferenceConfig
+    """The block's `reference:`."""
     file: Path
     base_model: Model
     """The model that the main run trains."""
@@ -38,9 +41,7 @@ class Making:
 
     def reference_run(self, domain: str) -> ReferenceRun:
         """What the run of a domain has to know."""
-        return ReferenceRun(
-            domain=domain, loss_unit=self.loss_unit, stop_when_rising=self.config.reference.stop_when_rising
-        )
+        return ReferenceRun(domain=domain, loss_unit=self.loss_unit, stop_when_rising=self.reference.stop_when_rising)
 
     @property
     def block(self) -> dict:
@@ -48,7 +49,7 @@ class Making:
         return {
             "strategy": "uniform",
             "probe": {"rows_per_domain": self.num_rows},
-            "samples_per_epoch": self.config.reference.samples_per_epoch,
+            "samples_per_epoch": self.reference.samples_per_epoch,
         }
 
     def misfits(self, document: References, domains: Sequence[str]) -> list[str]:
@@ -80,17 +81,16 @@ class Making:
         self, trainer: DomainTrainer, say: Callable[[str], None], on_main: Callable = lambda function: function()
     ) -> dict[str, Result]:
         """Train what is missing, domain after domain (see `runs.measure`)."""
-        reference, folder = self.config.reference, runs_folder(self.file)
         return measure(
             trainer,
-            folder,
-            epochs=reference.epochs,
-            stop_when_rising=reference.stop_when_rising,
+            runs_folder(self.file),
+            epochs=self.reference.epochs,
+            stop_when_rising=self.reference.stop_when_rising,
             say=say,
             on_main=on_main,
         )
 
-    def document(self, results: Mapping[str, Result], probe: Mapping[str, dict], data: Mapping[str, str]) -> References:
+    def document(self, results: Mapping[str, Result], probe: dict[str, dict], data: dict[str, str]) -> References:
         """The content of the references.json.
 
         Args:
@@ -110,7 +110,7 @@ class Making:
             reference_losses={domain: result.reference_loss for domain, result in results.items()},
             curves={domain: result.curve for domain, result in results.items()},
             stopped_early={domain: result.stopped_early for domain, result in results.items()},
-            settings=self.config.reference.model_dump(exclude={"model"}) | dict(self.settings) | dict(self.launch),
+            settings=self.reference.model_dump(exclude={"model"}) | dict(self.settings) | dict(self.launch),
             probe=Probe(rows_per_domain=self.num_rows, domains=probe),
             data=data,
         )

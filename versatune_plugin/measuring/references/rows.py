@@ -26,7 +26,7 @@ SOME_ROWS = 1000
 
 def num_probe_rows(
     config: VersaTuneConfig,
-    trained: Mapping[str, Sequence[int]],
+    trained: Mapping[str, Sequence[int] | np.ndarray],
     heldout: Mapping[str, Sequence[int]],
     *,
     num_steps: int,
@@ -71,7 +71,7 @@ def num_probe_rows(
 
 
 class Rows:
-    """Fingerprints of each domain's rows under one tokenizer.
+    """Fingerprints of each domain's rows under one tokenizer; `data` those of the training rows.
 
     Args:
         train: Prepared training rows per domain.
@@ -99,8 +99,10 @@ class Rows:
 
     @property
     def texts(self) -> list[str]:
-        """Texts of held-out rows of every domain."""
-        return [self._decode(row["input_ids"]) for domain in self.data for row in self._chosen(domain, 16)]
+        """Texts of some held-out rows of every domain."""
+        decode = self._decode
+        assert decode is not None
+        return [decode(row["input_ids"]) for domain in self.data for row in self._chosen(domain, 16)]
 
     def _chosen(self, domain: str, num_rows: int) -> Dataset:
         rows = self._heldout[domain]

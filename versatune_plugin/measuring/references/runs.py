@@ -24,8 +24,9 @@ _KEPT = {_RUN_FILE, "versatune", "config.yml", "debug.log"}
 class DomainTrainer(Protocol):
     """What a host brings: how the reference model is fine-tuned on one domain."""
 
-    domains: Sequence[str]
-    """Names in their order."""
+    @property
+    def domains(self) -> Sequence[str]:
+        """Names in their order."""
 
     def identity(self, domain: str) -> dict:
         """As plain JSON, all that the losses of a domain's run depend on."""
