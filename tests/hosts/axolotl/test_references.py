@@ -204,7 +204,7 @@ def other_model(tmp_path_factory) -> Path:
     return make_byte_model(tmp_path_factory.mktemp("bytes"))
 
 
-def test_held_out_rows_of_all_domains_are_the_same_under_both_tokenizers_or_refused(
+def test_held_out_rows_of_all_domains_are_read_under_both_tokenizers(
     workspace, other_model, tmp_path, here, monkeypatch
 ):
     measured = {}
@@ -219,9 +219,6 @@ def test_held_out_rows_of_all_domains_are_the_same_under_both_tokenizers_or_refu
         here(config, tmp_path)
     assert list(measured) == list(TWO)
     assert all(facts["target_tokens"] > facts["target_bytes"] for facts in measured.values())
-    with pytest.raises(ValueError, match="held-out rows of 'law'.* are not those of the main run") as error:
-        here(config | {"sequence_len": 230}, tmp_path)
-    assert "raise sequence_len" in str(error.value)
 
 
 def test_two_processes_measure_a_model_of_another_tokenizer_per_byte(workspace, other_model, tmp_path):
