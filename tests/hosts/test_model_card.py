@@ -226,7 +226,7 @@ def test_resume_with_other_settings_is_told_in_history_and_card(workspace, tmp_p
     section = section_in((tmp_path / "README.md").read_text())
     assert "**Strategy**: uniform" in section
     assert "an update every 4 optimizer step(s)" in section
-    assert "**Resumed**: with other settings, which the above are of, before step 8" in section
+    assert "**Resumed**: before step 8, with other settings" in section
 
 
 def test_card_that_cannot_be_written_is_a_warning(workspace, tmp_path, caplog):

@@ -132,7 +132,7 @@ def _facts(records: Sequence[Record], step_of_weights: int | None) -> Iterator[t
     if skipped := sum(bool(record.skipped) for record in records):
         yield "Skipped", f"{skipped} update(s), for losses that could not be used"
     if later := [record.step for record in records[1:] if record.run]:
-        yield "Resumed", f"with other settings, which the above are of, before step {later[-1]:,}"
+        yield "Resumed", f"before step {later[-1]:,}, with other settings; those above are the newer ones"
     if records[0].step:
         yield "History", f"begins at step {records[0].step:,}: what was before is not known"
     steps = f" of {run['num_steps']:,}" if run and run["num_steps"] >= last.step else ""

@@ -12,7 +12,7 @@ from versatune_plugin.report.series import marks_note
 from versatune_plugin.report.series import sentences as sentences_of
 
 _TITLE = "Gain and degradation by checkpoint"
-_TABLE = "Percentage points of the loss at the start, summed over the domains; of the target its own"
+_TABLE = "In per cent of each domain's loss at the start, summed over the domains; for the target, of its own loss"
 
 
 def gain_and_degradation(comparison: Comparison) -> Section:
