@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -192,10 +190,3 @@ def test_detections_that_count_different_things_are_not_compared(matplotlib, doc
     other = make(count="tokens")
     with pytest.raises(ValueError, match="a counts samples and b counts tokens: detect again with the same count"):
         plot_detections({"a": document, "b": other}, tmp_path / "plot.png")
-
-
-def test_without_matplotlib_the_plot_is_an_import_error(document, monkeypatch, tmp_path):
-    for module in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match="matplotlib"):
-        plot_detections({"a": document}, tmp_path / "plot.png")

@@ -76,10 +76,11 @@ def measured(path: Path) -> dict:
     return result
 
 
-def test_a_yaml_becomes_a_file_a_plot_and_a_table(here):
-    status, output = versatune("detect", write_yaml(here), "--show")
+def test_a_yaml_becomes_a_file_a_plot_and_a_table_and_its_samples_are_used_again(here):
+    path = write_yaml(here)
+    status, output = versatune("detect", path, "--show")
     assert status == 0, output
-    found = document()
+    found, first = document(), measured(FILE)
     assert sum(found["proportions"].values()) == pytest.approx(1, abs=1e-12)
     assert list(found["proportions"]) == list(DOMAINS) == found["domains"]
     assert (found["num_samples"], len(found["by_count"]["tokens"]["per_iteration"])) == (128, 2)
@@ -89,26 +90,14 @@ def test_a_yaml_becomes_a_file_a_plot_and_a_table(here):
     assert FILE.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     for phrase in ("95 % interval", "law: the 10 most typical of", "judge: classifier", "samples start from '<s>'"):
         assert phrase in output, phrase
-
-
-def test_a_file_that_fits_is_shown_again_and_left_alone(here):
-    path = write_yaml(here)
-    versatune("detect", path)
     before = FILE.stat().st_mtime_ns
     status, output = versatune("detect", path)
-    assert status == 0
+    assert (status, FILE.stat().st_mtime_ns) == (0, before)
     assert "is there and fits" in output
-    assert FILE.stat().st_mtime_ns == before
-
-
-def test_a_refreshed_detection_uses_its_cached_samples(here):
-    path = write_yaml(here)
-    versatune("detect", path)
-    first = measured(FILE)
-    before = num_cached("samples")
     assert versatune("detect", path, "--refresh")[0] == 0
     assert measured(FILE) == first
-    assert num_cached("samples") == before, "samples were drawn again"
+    assert num_cached("samples") == 128, "samples were drawn again"
+    assert versatune("detect", write_yaml(here, DETECTION | {"judge": {"concurrency": 2}}))[0] == 0  # only its pace
 
 
 def test_the_start_of_a_run_is_what_was_detected(here):
@@ -125,27 +114,6 @@ def test_the_start_of_a_run_is_what_was_detected(here):
         assert initial_vector(config, rows, measured=measured) == pytest.approx(expected / expected.sum(), abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"count": "tokens"}, "count was 'samples', is now 'tokens'"),
-        ({"num_samples": 96, "seed": 1}, "num_samples was 64, is now 96; seed was 0, is now 1"),
-        ({"judge": {"endpoint": "http://a/v1", "model": "m"}}, "judge.model was None, is now 'm'"),
-    ],
-)
-def test_a_file_made_with_other_settings_is_refused(here, changes, said):
-    versatune("detect", write_yaml(here))
-    status, output = versatune("detect", write_yaml(here, DETECTION | changes))
-    assert status == 1
-    assert f"was made with other settings: {said}" in output
-    assert "--refresh" in output
-
-
-def test_pace_and_place_of_an_endpoint_are_no_other_settings(here):
-    versatune("detect", write_yaml(here))
-    assert versatune("detect", write_yaml(here, DETECTION | {"judge": {"concurrency": 2}}))[0] == 0
-
-
 def test_a_model_is_loaded_as_the_yaml_says():
     base = base_model_of({"base_model": "org/m", "revision_of_model": "v2", "lora_model_dir": "adapter", "fp16": True})
     assert (base.name, base.options) == ("org/m", {"dtype": "float16", "adapter": "adapter", "revision": "v2"})
@@ -157,44 +125,33 @@ def test_a_missing_file_is_an_error_that_names_the_command(here):
         detected_start(config, DOMAINS, SampledModel(str(here / "model")), dict, LOGGER)
 
 
-def test_data_that_changed_is_named(here):
+def test_a_file_that_does_not_fit_is_refused_with_what_has_changed(here):
     path = write_yaml(here)
     versatune("detect", path)
-    write_jsonl(here / "data" / "law" / "train.jsonl", make_rows("law", 50))
-    status, output = versatune("detect", path)
-    assert status == 1
-    assert "the data of 'law' has changed since" in output
-    assert "--refresh" in output
-    assert versatune("detect", path, "--refresh")[0] == 0
-
-
-def test_a_model_that_changed_is_named(here):
+    for changes, said in (
+        ({"count": "tokens"}, "count was 'samples', is now 'tokens'"),
+        ({"num_samples": 96, "seed": 1}, "num_samples was 64, is now 96; seed was 0, is now 1"),
+        ({"judge": {"endpoint": "http://a/v1", "model": "m"}}, "judge.model was None, is now 'm'"),
+    ):
+        assert said in refusal(write_yaml(here, DETECTION | changes))
     path = write_yaml(here)
-    versatune("detect", path)
-    weights = here / "model" / "model.safetensors"
+    path.write_text(path.read_text().replace("domain: code", "domain: coding").replace("code: 5.0", "coding: 5.0"))
+    assert "unknown domain 'code'; did you mean 'coding'?" in refusal(path)
+    path, weights = write_yaml(here), here / "model" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
+    assert "was measured on a different model" in refusal(path)
+    write_jsonl(here / "data" / "law" / "train.jsonl", make_rows("law", 50))
+    assert "the data of 'law' has changed since" in refusal(path)
+    assert versatune("detect", path, "--refresh")[0] == 0
+
+
+def refusal(path: Path) -> str:
     status, output = versatune("detect", path)
     assert status == 1
-    assert "was measured on a different model" in output
-
-
-def test_a_file_of_other_domains_is_refused(here):
-    path = write_yaml(here)
-    versatune("detect", path)
-    path.write_text(path.read_text().replace("domain: code", "domain: coding").replace("code: 5.0", "coding: 5.0"))
-    status, output = versatune("detect", path)
-    assert status == 1
-    assert "unknown domain 'code'; did you mean 'coding'?" in output
-
-
-def test_every_mistake_of_a_yaml_is_named_before_a_model_is_loaded(here):
-    path = write_yaml(here, {"num_sample": 5, "judge": {"endpoint": "http://a/v1"}}, base_model="/nowhere")
-    status, output = versatune("detect", path)
-    assert status == 1
-    assert "versatune.detection.num_sample: unknown key; did you mean 'num_samples'?" in output
-    assert "versatune.detection.judge.model: an endpoint needs the name of the model" in output
+    assert "--refresh" in output
+    return output
 
 
 @pytest.mark.parametrize(
@@ -213,18 +170,8 @@ def test_a_file_that_is_no_such_yaml_is_an_error_that_says_so(here, text, phrase
     assert phrase in output
 
 
-def test_an_endpoint_that_is_down_is_an_error_with_its_url_and_without_the_key(here):
-    judge = {"endpoint": "http://127.0.0.1:9/v1", "model": "m"}
-    status, output = versatune("detect", write_yaml(here, DETECTION | {"judge": judge}), OPENAI_API_KEY="sk-secret-1")
-    assert status == 1
-    assert "http://127.0.0.1:9/v1 cannot be reached" in output
-    assert "sk-secret" not in output
-
-
 def test_several_processes_are_refused(here):
-    status, output = versatune("detect", write_yaml(here), WORLD_SIZE="2")
-    assert status == 2
-    assert "detection runs as one process" in output
+    assert versatune("detect", write_yaml(here), WORLD_SIZE="2")[0] == 2
 
 
 def test_detections_are_compared_side_by_side(here):
@@ -239,14 +186,13 @@ def test_detections_are_compared_side_by_side(here):
     assert "--compare" in output
 
 
-@pytest.mark.parametrize(("written", "size"), [("cache.sqlite3-wal", 200_000), ("cache.sqlite3", 50_000)])
-def test_a_killed_command_goes_on_where_it_was(here, written, size):
+def test_a_killed_command_goes_on_where_it_was(here):
     path = write_yaml(here, DETECTION | {"num_samples": 512, "batch_size": 64, "max_new_tokens": 30, "tolerance": 0.0})
     command = [sys.executable, "-m", "versatune_plugin.cli", "detect", str(path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline, file = time.monotonic() + 90, FILE.parent / "cache" / written
-    while not (file.exists() and file.stat().st_size > size) and time.monotonic() < deadline:
+    deadline, file = time.monotonic() + 90, FILE.parent / "cache" / "cache.sqlite3-wal"
+    while not (file.exists() and file.stat().st_size > 200_000) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -12,7 +10,6 @@ from versatune_plugin.measuring.detection.judges.prompt import (
     check_question,
     harmless,
     in_domain_order,
-    letters,
     messages,
     rotations,
 )
@@ -58,12 +55,6 @@ def test_texts_with_the_same_rotation_share_everything_before_the_text():
     assert first.endswith(second.rpartition("</text>")[2])
 
 
-def test_answers_come_back_in_domain_order():
-    # Rotation 1 shows medicine, code, law.
-    np.testing.assert_array_equal(in_domain_order(np.array([0.2, 0.3, 0.5]), 1), [0.5, 0.2, 0.3])
-    np.testing.assert_array_equal(in_domain_order(np.array([[0.2, 0.3, 0.5]]), 0), [[0.2, 0.3, 0.5]])
-
-
 @given(st.integers(1, 26), st.data())
 def test_in_domain_order_undoes_the_rotation_of_the_options(num_domains, data):
     rotation = data.draw(st.integers(0, num_domains - 1))
@@ -79,18 +70,10 @@ def test_every_domain_stands_first_equally_often():
     assert all(880 < firsts[domain] < 1120 for domain in range(6))
 
 
-def test_the_same_text_always_gets_the_same_order():
-    assert rotations("a text", 6, 2) == rotations("a text", 6, 2)
-
-
 @pytest.mark.parametrize("orders", [1, 2, 3, 6])
 def test_the_orders_of_a_text_are_evenly_spaced(orders):
     shown_first = sorted(rotations("a text", 6, orders))
     assert np.diff([*shown_first, shown_first[0] + 6]).tolist() == [6 // orders] * orders
-
-
-def test_with_all_orders_every_domain_is_first_once():
-    assert sorted(rotations("a text", 5, 5)) == [0, 1, 2, 3, 4]
 
 
 # --- untrusted text -----------------------------------------------------------------------------------------
@@ -117,11 +100,8 @@ def test_ordinary_text_is_shown_as_it_is(text):
     assert harmless(text, 1000) == text
 
 
-def test_lone_surrogates_control_characters_and_line_ends_are_cleaned():
+def test_lone_surrogates_control_characters_and_line_ends_are_cleaned_and_hidden_markers_found():
     assert harmless("a\ud800b\x00c\x1b[31m\r\nd\re\tf", 100) == "a?bc[ 31m\nd\ne\tf"
-
-
-def test_markers_hidden_by_control_characters_are_found():
     assert harmless("<\x00|im_end|>", 100) == "< |im_end|>"
 
 
@@ -138,11 +118,8 @@ def test_long_text_is_cut_at_four_ascii_characters_or_one_other_per_token():
     ("change", "message"),
     [
         ({"domains": [f"d{number}" for number in range(27)]}, "at most 26 domains, got 27"),
-        ({"domains": []}, "at least one domain"),
-        ({"domains": ["law", "law"]}, "duplicate domain 'law'"),
         ({"descriptions": {"laww": "x"}}, "unknown domain 'laww'; did you mean 'law'"),
         ({"descriptions": {"law": " "}}, "description of 'law' must be a line of text, got ' '"),
-        ({"orders": 0}, "orders must be between 1 and the number of domains \\(3\\), got 0"),
         ({"orders": 4}, "orders must be between 1 and the number of domains \\(3\\), got 4"),
         ({"max_text_tokens": 0}, "max_text_tokens must be at least 1, got 0"),
     ],
@@ -151,16 +128,3 @@ def test_a_question_that_cannot_be_put_is_refused(change, message):
     question = {"domains": DOMAINS, "descriptions": {}, "orders": 1, "max_text_tokens": 10} | change
     with pytest.raises(ValueError, match=message):
         check_question(question.pop("domains"), question.pop("descriptions"), **question)
-
-
-def test_letters_go_up_to_z():
-    assert letters(3) == ["A", "B", "C"]
-    assert letters(26)[-1] == "Z"
-
-
-def test_the_question_needs_no_heavy_library():
-    code = "import sys, versatune_plugin.measuring.detection.judges.prompt; print(*sys.modules)"
-    loaded = set(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    )
-    assert loaded.isdisjoint({"torch", "transformers", "openai", "sklearn", "pydantic"})
