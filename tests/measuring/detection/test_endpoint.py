@@ -161,6 +161,12 @@ def test_a_server_that_is_down_at_the_start_is_an_error_within_seconds(proxy, mo
     assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_server_that_never_answers_at_the_start_is_an_error(proxy):
+    proxy.behave = lambda request: Reply(after_seconds=2)
+    with pytest.raises(ConnectionError, match=r"did not answer within 0\.5 s"):
+        try_out(make_endpoint(proxy.url, timeout_seconds=0.5))
+
+
 def test_a_wrong_model_name_or_path_is_an_error_that_says_what_is_there(server):
     with pytest.raises(ValueError, match=f"has no model 'smol'; it has: {MODEL}"):
         try_out(make_endpoint(server, model="smol"))
