@@ -45,8 +45,8 @@ def test_numbers_are_finite_in_memory_and_in_the_file(tmp_path, loss):
 
 def test_all_wrong_keys_are_named_together(tmp_path):
     content = {"schema": "versatune/measured", "version": 2, "losses": {"law": "high"}, "lossses": {}}
-    mistakes = refusal(tmp_path / "measured.json", content).splitlines()[1:]
-    assert [line.split(":")[0].strip() for line in mistakes] == ["model", "losses.law", "lossses"]
+    mistakes = refusal(tmp_path / "measured.json", content).partition("document: ")[2].split("; ")
+    assert [mistake.split(":")[0] for mistake in mistakes] == ["model", "losses.law", "lossses"]
 
 
 def test_another_file_another_kind_and_another_version_are_told_apart(tmp_path):

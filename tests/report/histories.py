@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from versatune_plugin.evaluation.results import DomainResult, Evaluation, LeftOut, Result
 from versatune_plugin.files.history import history_path
 from versatune_plugin.files.record import Record
 
@@ -128,35 +129,34 @@ def write(records, folder):
     return folder
 
 
-def evaluation(scores, step=None):
-    """A document of `versatune evaluate`."""
-    return {
-        "schema": "versatune/evaluation",
-        "version": 1,
-        "model": {"name": "tiny"},
-        "step": step,
-        "domains": {
-            domain: {
-                "score": score,
-                "stderr": 0.02,
-                "tasks": {
-                    f"{domain}_task": {
-                        "title": f"{domain.title()} QA",
-                        "metric": "acc",
-                        "score": score,
-                        "stderr": 0.02,
-                        "num_fewshot": 5,
-                        "num_samples": 1200,
-                        "higher_is_better": True,
-                    }
-                },
-            }
-            for domain, score in scores.items()
-        },
-        "left_out": [{"domain": "law", "task": "lawbench", "reason": "the harness does not have it"}],
-        "limit": None,
-        "harness": {"version": "0.4"},
+def evaluation(scores, step=None, stderr=0.02, limit=None, chat_template=False, left_out=True, **task):
+    """What `versatune evaluate` measured: of each domain one benchmark, `task` changes its facts."""
+    facts = {
+        "definition": {},
+        "metric": "acc",
+        "stderr": stderr,
+        "num_fewshot": 5,
+        "num_samples": 1200,
+        "harness_tasks": ["task"],
+        "batch_size": "8",
+        "dtype": "float32",
+        "trust_remote_code": False,
+        "seconds": 1.0,
+    } | task
+    results = {
+        domain: {f"{domain}_task": Result(title=f"{domain.title()} QA", score=score, **facts)}
+        for domain, score in scores.items()
     }
+    reason = LeftOut(domain="law", task="lawbench", reason="the harness does not have it")
+    return Evaluation(
+        model={"name": "tiny", "fingerprint": "0", "base_model": None},
+        step=step,
+        domains={domain: DomainResult.mean(tasks, of=1) for domain, tasks in results.items()},
+        left_out=[reason] if left_out else [],
+        limit=limit,
+        chat_template=chat_template,
+        harness={"name": "lm-evaluation-harness", "version": "0.4"},
+    )
 
 
 def typed(records):

@@ -65,7 +65,7 @@ def browser(tmp_path_factory):
 def pages(tmp_path_factory):
     """A page of six domains with strange names and evaluations, and one of twenty."""
     six = write(expansion(STRANGE), tmp_path_factory.mktemp("six"))
-    (six / "versatune" / "evaluation.json").write_text(json.dumps(evaluation({"law": 0.4, STRANGE[0]: 0.3})))
+    evaluation({"law": 0.4, STRANGE[0]: 0.3}).write(six / "versatune" / "evaluation.json")
     twenty = write(expansion(names(20), num_updates=12), tmp_path_factory.mktemp("twenty"))
     made = {}
     for name, folder in (("six", six), ("twenty", twenty)):

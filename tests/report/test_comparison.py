@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.histories import evaluation
+from versatune_plugin.evaluation.results import LeftOut
 from versatune_plugin.files.record import Record
 from versatune_plugin.report.comparison import compare
 from versatune_plugin.report.drawing import new_figure
@@ -60,23 +62,10 @@ def make_other(name="other", law=3.0, code=2.3, **changes):
     return make_run(name, {"law": (4.0, 3.5, law), "code": (2.0, 2.2, code)}, "versatune", **changes)
 
 
-def make_document(scores, stderr=0.005, limit=None, **task_changes):
+def make_document(scores, **changes):
     """An evaluation with one benchmark per domain."""
-    task = {"title": "Bench", "metric": "acc", "num_fewshot": 0, "num_samples": 100, "higher_is_better": True}
-    return {
-        "model": {"name": "m"},
-        "step": None,
-        "domains": {
-            domain: {
-                "score": score,
-                "stderr": stderr,
-                "tasks": {f"{domain}_bench": task | {"score": score, "stderr": stderr} | task_changes},
-            }
-            for domain, score in scores.items()
-        },
-        "left_out": [],
-        "limit": limit,
-    }
+    facts = {"stderr": 0.005, "num_fewshot": 0, "num_samples": 100, "left_out": False}
+    return evaluation(scores, **facts | changes)
 
 
 def evaluated(name, scores, **changes):
@@ -507,7 +496,7 @@ def test_scores_have_a_matrix_and_one_of_the_single_benchmarks():
     # two combined errors: 0.0141; of the mean sqrt(2) * 0.005 / 2 each, 0.01 for both, twice
     assert rows_of(matrix)["tuned"] == ["0.500 (+0.100)*", "0.290 (-0.010)", "0.395 (+0.045)*"]
     assert [cell.tone for cell in matrix.rows[1] if isinstance(cell, Cell)] == ["better", "better"]
-    assert rows_of(benchmarks)["law: Bench (acc, 0-shot)"] == ["0.400", "0.500 (+0.100)*"]
+    assert rows_of(benchmarks)["law: Law QA (acc, 0-shot)"] == ["0.400", "0.500 (+0.100)*"]
     assert shown.points[0].startswith("tuned is 0.045 above base on the mean of 2 domains: 1 lower, 1 higher")
 
 
@@ -529,8 +518,8 @@ def test_scores_that_cannot_be_compared_have_no_difference_and_a_warning(changes
 
 def test_other_benchmarks_and_domains_have_no_difference():
     other = evaluated("tuned", {"law": 0.5, "art": 0.1})
-    tasks = other.evaluations[None]["domains"]["law"]["tasks"]
-    tasks["another"] = tasks.pop("law_bench")
+    tasks = other.evaluations[None].domains["law"].tasks
+    tasks["another"] = tasks.pop("law_task")
     shown = score_section(evaluated("base", {"law": 0.4}), other)
     assert rows_of(shown.parts[0])["tuned"] == ["0.500", "0.100", "0.300"]
     assert any("on other benchmarks than base (law)" in warning for warning in shown.warnings)
@@ -551,7 +540,7 @@ def test_a_run_that_was_not_evaluated_is_named_and_its_losses_are_shown():
 
 def test_scores_with_and_without_a_chat_template_are_not_compared():
     templated = evaluated("templated", {"law": 0.5})
-    templated.evaluations[None]["chat_template"] = True
+    templated.evaluations[None].chat_template = True
     shown = score_section(evaluated("base", {"law": 0.4}), templated)
     assert rows_of(shown.parts[0])["templated"] == ["0.500"]
     assert any("with a chat template, unlike base" in warning for warning in shown.warnings)
@@ -559,7 +548,7 @@ def test_scores_with_and_without_a_chat_template_are_not_compared():
 
 def test_an_unfinished_model_and_what_was_left_out_are_said():
     run = Run(name="a", folder=Path("a"), evaluations={5: make_document({"law": 0.1}), 8: make_document({"law": 0.3})})
-    run.evaluations[8]["left_out"] = [{"domain": "law", "task": "lawbench", "reason": "not in the harness"}]
+    run.evaluations[8].left_out = [LeftOut(domain="law", task="lawbench", reason="not in the harness")]
     shown = score_section(evaluated("base", {"law": 0.4}), run)
     assert rows_of(shown.parts[0])["a"] == ["0.300 (-0.100)*"]
     assert shown.warnings == [

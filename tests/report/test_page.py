@@ -134,8 +134,7 @@ def test_every_chart_is_a_png_too_and_the_page_needs_none_of_them(folder):
 def test_evaluations_stand_with_their_tasks_and_what_was_left_out(folder):
     for step, where in ((200, folder / "checkpoint-200"), (None, folder)):
         file = where / "versatune" / "evaluation.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(evaluation({"law": 0.41 if step else 0.47, "code": 0.3}, step)))
+        evaluation({"law": 0.41 if step else 0.47, "code": 0.3}, step).write(file)
     (folder / "checkpoint-400" / "versatune").mkdir(parents=True)
     (folder / "checkpoint-400" / "versatune" / "evaluation.json").write_text("{}")
     run = load_runs([folder])[0]
@@ -148,8 +147,7 @@ def test_evaluations_stand_with_their_tasks_and_what_was_left_out(folder):
 
 def test_evaluations_alone_are_a_report(tmp_path):
     file = tmp_path / "versatune" / "evaluation.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps(evaluation({"law": 0.41})))
+    evaluation({"law": 0.41}).write(file)
     report = make_report([tmp_path])
     assert "does not exist" in report.text()
     assert "0.410 ± 0.020" in report.html()
@@ -157,26 +155,27 @@ def test_evaluations_alone_are_a_report(tmp_path):
 
 def test_a_broken_evaluation_is_a_warning_and_the_rest_is_shown(folder):
     file = folder / "versatune" / "evaluation.json"
+    evaluation({"law": 0.5}).write(file)
+    whole = json.loads(file.read_text())
     for broken in (
         {"domains": {"law": {"score": "high", "tasks": {}}}},
         {"domains": {"law": {"score": 0.5, "tasks": {"t": None}}}},
         {"left_out": ["lawbench"]},
         {"limit": [1]},
     ):
-        file.write_text(json.dumps(evaluation({"law": 0.5}) | broken))
+        file.write_text(json.dumps(whole | broken))
         run = load_runs([folder])[0]
         assert (len(run.records), len(run.evaluations)) == (31, 0)
-        assert f"evaluation.json has an unusable '{next(iter(broken))}" in run.problem
+        assert f"evaluation.json is not a whole versatune/evaluation document: {next(iter(broken))}" in run.problem
 
 
 def test_what_was_not_evaluated_has_no_bar():
-    document = evaluation({"law": 0.4, "code": 0.3})
-    document["domains"]["code"]["score"] = None
-    chart = parts_of(run_of(expansion(num_updates=2), evaluations={None: document}), Chart)["Scores by domain"]
+    first, last = evaluation({"law": 0.4, "code": 0.3}, 5), evaluation({"law": 0.4})
+    chart = parts_of(run_of(expansion(num_updates=2), evaluations={5: first, None: last}), Chart)["Scores by domain"]
     assert "code unknown" in chart.alt
     widths = [bar.get_width() for bar in drawn(chart).axes[0].patches]
-    assert widths[0] == 0.4
-    assert math.isnan(widths[1])
+    assert widths[2] == 0.4
+    assert math.isnan(widths[3])
 
 
 # --- the losses that a change refers to ---------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """evaluation.json: results by domain and benchmark, their means, and why others are missing."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from versatune_plugin.evaluation import harness
 from versatune_plugin.evaluation.suite import Benchmark
 from versatune_plugin.files.documents import Document, Part
+
+Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]  # a mean of ones may round up
 
 
 class Result(Part):
@@ -18,13 +20,13 @@ class Result(Part):
     """See `Benchmark.definition`."""
     metric: str
     """As the harness calls it, with the filter where there is one."""
-    score: float
+    score: Share
     """In [0, 1], higher is better."""
-    stderr: float | None
+    stderr: Share | None
     """None where it is not known."""
-    num_fewshot: int | None
+    num_fewshot: NonNegativeInt | None
     """Solved examples in a prompt; None where tasks differ."""
-    num_samples: int
+    num_samples: NonNegativeInt
     """Rows."""
     harness_tasks: list[str]
     batch_size: str
@@ -37,11 +39,11 @@ class Result(Part):
 class DomainResult(Part):
     """The mean over a domain's benchmarks, as far as they have been run."""
 
-    score: float
-    stderr: float | None
-    num_benchmarks: int
+    score: Share
+    stderr: Share | None
+    num_benchmarks: NonNegativeInt
     """Benchmarks with a result."""
-    of: int
+    of: NonNegativeInt
     """All benchmarks of the domain."""
     tasks: dict[str, Result]
     """By benchmark."""

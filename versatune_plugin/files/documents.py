@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from versatune_plugin.files.history import write_atomically
 
-VERSION = 1
-
 
 class Part(BaseModel):
     """A part of a document: numbers are finite, and a key that is not a field is an error."""
@@ -35,7 +33,10 @@ class Document(Part):
         Raises:
             OSError: The file cannot be written; the one that was there is left alone.
         """
-        write_document(path, self.SCHEMA, self.model_dump(mode="json"), self.VERSION)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        document = {"schema": self.SCHEMA, "version": self.VERSION, **self.model_dump(mode="json")}
+        write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Self:
@@ -46,47 +47,23 @@ class Document(Part):
                 read, or has wrong keys, which are all named.
             OSError: The file cannot be read.
         """
-        content = read_document(path, cls.SCHEMA, cls.VERSION)
-        del content["schema"], content["version"]
+        content = _read(Path(path))
+        schema, version = content.pop("schema", None), content.pop("version", None)
+        if schema != cls.SCHEMA:
+            raise ValueError(f"{path} is not a {cls.SCHEMA} document (its schema: {schema!r})")
+        if version != cls.VERSION:
+            raise ValueError(f"{path} has version {version!r}, this release reads {cls.VERSION}: make it anew")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             mistakes = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-            raise ValueError(f"{path} is not a whole {cls.SCHEMA} document:\n  " + "\n  ".join(mistakes)) from error
+            raise ValueError(f"{path} is not a whole {cls.SCHEMA} document: {'; '.join(mistakes)}") from error
 
 
-def write_document(path: str | os.PathLike, schema: str, content: dict, version: int = VERSION) -> None:
-    """Write a document as a whole: after a kill or a full disk the file holds either the old or the new one.
-
-    Args:
-        path: The file; its folder is made.
-        schema: What the document is, such as ``"versatune/detection"``.
-        content: JSON-able; numbers must be finite.
-        version: Of the schema.
-
-    Raises:
-        OSError: The file cannot be written; the one that was there is left alone.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"schema": schema, "version": version, **content}
-    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_document(path: str | os.PathLike, schema: str, version: int = VERSION) -> dict:
-    """The document in a file.
-
-    Raises:
-        ValueError: The file is not JSON, is another kind of document, or has a version that this release cannot read.
-        OSError: The file cannot be read.
-    """
+def _read(path: Path) -> dict:
+    """The object in a JSON file; empty where it holds something else."""
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON document: {error}") from error
-    given = document.get("schema") if isinstance(document, dict) else None
-    if given != schema:
-        raise ValueError(f"{path} is not a {schema} document (its schema: {given!r})")
-    if document.get("version") != version:
-        raise ValueError(f"{path} has version {document.get('version')!r}, this release reads {version}: make it anew")
-    return document
+    return content if isinstance(content, dict) else {}

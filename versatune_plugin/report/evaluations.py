@@ -1,9 +1,8 @@
 """What `versatune evaluate` measured of a run's checkpoints."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
+from versatune_plugin.evaluation.results import DomainResult, Evaluation, Result
 from versatune_plugin.report.drawing import INK, marks, short
 from versatune_plugin.report.parts import Chart, Section, Table
 from versatune_plugin.report.runs import Run
@@ -14,7 +13,7 @@ def evaluations_section(run: Run) -> Section | None:
     """Scores per domain, and the tasks behind them; None where nothing was evaluated."""
     if not run.evaluations:
         return None
-    domains = list(dict.fromkeys(domain for document in run.evaluations.values() for domain in document["domains"]))
+    domains = list(dict.fromkeys(domain for document in run.evaluations.values() for domain in document.domains))
     newest = list(run.evaluations.values())[-1]
     return Section(
         title="Benchmarks",
@@ -26,11 +25,11 @@ def evaluations_section(run: Run) -> Section | None:
 
 def _warnings(run: Run) -> list[str]:
     left_out = {
-        f"Not evaluated: {item['task']} of {item['domain']}: {item['reason']}."
+        f"Not evaluated: {item.task} of {item.domain}: {item.reason}."
         for document in run.evaluations.values()
-        for item in document.get("left_out") or ()
+        for item in document.left_out
     }
-    limits = {document["limit"] for document in run.evaluations.values() if document.get("limit") is not None}
+    limits = {document.limit for document in run.evaluations.values() if document.limit is not None}
     return [f"Only the first samples of each task were taken (limit {limit})." for limit in sorted(limits)] + sorted(
         left_out
     )
@@ -40,8 +39,10 @@ def _when(step: int | None) -> str:
     return "finished model" if step is None else f"step {step:,}"
 
 
-def _value(document: dict, domain: str, key: str) -> float | None:
-    return (document["domains"].get(domain) or {}).get(key)
+def _score(document: Evaluation, domain: str) -> tuple[float | None, float | None]:
+    """Of a domain, and its standard error."""
+    measured = document.domains.get(domain)
+    return (measured.score, measured.stderr) if measured else (None, None)
 
 
 def _chart(run: Run, domains: list[str]) -> Chart:
@@ -53,10 +54,7 @@ def _chart(run: Run, domains: list[str]) -> Chart:
         figure.set_size_inches(4.8, max(2.0, 0.8 + len(domains) * (0.16 * number + 0.14)))
         axes, height = figure.subplots(), 0.8 / number
         for position, (document, mark) in enumerate(zip(documents, shades, strict=True)):
-            scores, errors = (
-                np.array([_value(document, domain, key) for domain in domains], dtype=float)
-                for key in ("score", "stderr")
-            )
+            scores, errors = np.array([_score(document, domain) for domain in domains], dtype=float).reshape(-1, 2).T
             places = np.arange(len(domains)) - 0.4 + (position + 0.5) * height
             axes.barh(places, scores, height, xerr=errors, error_kw={"lw": 0.9, "ecolor": INK}, **mark.of_area)
         axes.set_yticks(range(len(domains)), [short(domain) for domain in domains])
@@ -64,7 +62,7 @@ def _chart(run: Run, domains: list[str]) -> Chart:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
 
-    words = [f"{domain} {shown(_value(documents[-1], domain, 'score'), unknown='unknown')}" for domain in domains]
+    words = [f"{domain} {shown(_score(documents[-1], domain)[0], unknown='unknown')}" for domain in domains]
     return Chart(
         name="benchmarks",
         title="Scores by domain",
@@ -77,7 +75,7 @@ def _chart(run: Run, domains: list[str]) -> Chart:
 
 def _scores(run: Run, domains: list[str]) -> Table:
     rows = [
-        (domain, *(_with_error(document["domains"].get(domain) or {}) for document in run.evaluations.values()))
+        (domain, *(_with_error(document.domains.get(domain)) for document in run.evaluations.values()))
         for domain in domains
     ]
     return Table(
@@ -85,26 +83,30 @@ def _scores(run: Run, domains: list[str]) -> Table:
     )
 
 
-def _tasks(document: dict) -> Table:
+def _tasks(document: Evaluation) -> Table:
     rows = [
         (
-            task.get("title") or name,
+            task.title,
             domain,
-            task.get("metric") or "-",
+            task.metric,
             _with_error(task),
-            counted(task.get("num_fewshot")),
-            counted(task.get("num_samples")),
+            counted(task.num_fewshot),
+            counted(task.num_samples),
         )
-        for domain, measured in document["domains"].items()
-        for name, task in measured["tasks"].items()
+        for domain, measured in document.domains.items()
+        for task in measured.tasks.values()
     ]
     header = ("task", "domain", "metric", "score", "shots", "samples")
-    name = (document.get("model") or {}).get("name")
-    return Table(header=header, rows=rows, words=(1, 2), caption=f"Tasks behind the newest scores (model: {name}).")
+    caption = f"Tasks behind the newest scores (model: {document.model.name})."
+    return Table(header=header, rows=rows, words=(1, 2), caption=caption)
 
 
-def _with_error(measured: Mapping) -> str:
+def _with_error(measured: DomainResult | Result | None) -> str:
     """A score; where it is the mean of fewer benchmarks than the domain has, of how many."""
-    error, number, of = (measured.get(key) for key in ("stderr", "num_benchmarks", "of"))
-    partial = f" ({number} of {of})" if number is not None and number != of else ""
-    return shown(measured.get("score")) + ("" if error is None else f" ± {error:.3f}") + partial
+    if measured is None:
+        return shown(None)
+    error = "" if measured.stderr is None else f" ± {measured.stderr:.3f}"
+    partial = ""
+    if isinstance(measured, DomainResult) and measured.num_benchmarks != measured.of:
+        partial = f" ({measured.num_benchmarks} of {measured.of})"
+    return shown(measured.score) + error + partial

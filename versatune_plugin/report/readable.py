@@ -7,54 +7,15 @@ Loading this module loads pydantic.
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from versatune_plugin.files.documents import read_document
+from versatune_plugin.evaluation.results import Evaluation
 from versatune_plugin.files.record import BY_DOMAIN, Record
 from versatune_plugin.report.drawing import visible
 
 _NUM_FAULTS_NAMED = 3
 _PLAIN = re.compile(rb"[ -\[\]-~]*")  # ASCII without escapes: it holds nothing to be made visible
-
-_Number = Annotated[float, Field(ge=-1e100, le=1e100)]  # sums and squares stay finite
-_Amount = Annotated[float, Field(ge=0, le=1e100)]
-_Count = Annotated[int, Field(ge=0, lt=2**53)]
-
-
-class _Checked(BaseModel):
-    """Keys that are not named here are nothing that a report computes with; they are kept."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-
-class _Task(_Checked):
-    score: _Number | None = None
-    stderr: _Amount | None = None
-    title: str | None = None
-    metric: str | None = None
-    num_fewshot: _Count | None = None
-    num_samples: _Count | None = None
-
-
-class _Measured(_Checked):
-    score: _Number | None
-    stderr: _Amount | None = None
-    tasks: dict[str, _Task]
-
-
-class _LeftOut(_Checked):
-    domain: str
-    task: str
-    reason: str
-
-
-class _Evaluation(_Checked):
-    domains: dict[str, _Measured]
-    limit: _Number | None = None
-    left_out: list[_LeftOut] | None = None
-    model: dict[str, Any] | None = None
 
 
 def read_what_is_readable(path: Path) -> tuple[list[Record], str | None]:
@@ -89,20 +50,14 @@ def read_what_is_readable(path: Path) -> tuple[list[Record], str | None]:
     return records, f"{path}: {'; '.join(named)}{others}. {can_be_read}"
 
 
-def read_evaluation(path: Path) -> dict:
+def read_evaluation(path: Path) -> Evaluation:
     """A document of `versatune evaluate`.
 
     Raises:
-        ValueError: It is none, or lacks what the report shows of it.
+        ValueError: It is none, or is not whole.
         OSError: The file cannot be read.
     """
-    try:
-        document = _visible_in(read_document(path, "versatune/evaluation"))
-        return _Evaluation.model_validate(document).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        raise ValueError(f"{path} {_fault(error)}: evaluate again") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply: evaluate again") from error
+    return Evaluation.model_validate(_visible_in(Evaluation.read(path).model_dump()))
 
 
 def _visible_in(value):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from versatune_plugin.evaluation.results import Evaluation
 from versatune_plugin.files.history import history_path
 from versatune_plugin.files.record import Record
 from versatune_plugin.report.drawing import visible
@@ -22,7 +23,7 @@ class Run:
     """The readable lines of its history, oldest first."""
     problem: str | None = None
     """What of the history or of an evaluation could not be read, and where."""
-    evaluations: Mapping[int | None, dict] = field(default_factory=dict)
+    evaluations: Mapping[int | None, Evaluation] = field(default_factory=dict)
     """Documents of `versatune evaluate` by optimizer step; None: of the finished model."""
 
     @property
@@ -30,7 +31,7 @@ class Run:
         """Names, in the order of the history, or of the evaluations where there is none."""
         if self.records:
             return tuple(self.records[0].proportions)
-        return tuple(dict.fromkeys(domain for document in self.evaluations.values() for domain in document["domains"]))
+        return tuple(dict.fromkeys(domain for document in self.evaluations.values() for domain in document.domains))
 
     @property
     def facts(self) -> Mapping:
@@ -67,7 +68,7 @@ def _load(folder: Path, name: str) -> Run:
 
     path = history_path(folder)
     records: list[Record] = []
-    evaluations: dict[int | None, dict] = {}
+    evaluations: dict[int | None, Evaluation] = {}
     problems: list[str] = []
     try:
         records, problem = read_what_is_readable(path)

@@ -1,8 +1,9 @@
 """The section on what the benchmarks say of each run's model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from versatune_plugin.evaluation.results import Evaluation, Result
 from versatune_plugin.report.comparison.matrices import (
     Difference,
     Entry,
@@ -26,10 +27,7 @@ class Scores:
     name: str
     """Of the run."""
     step: int | None
-    domains: Mapping[str, Mapping]
-    limit: float | None
-    with_template: bool
-    left_out: Sequence[Mapping] = field(default_factory=tuple)
+    evaluation: Evaluation
 
     @classmethod
     def of(cls, run: Run) -> "Scores | None":
@@ -37,29 +35,21 @@ class Scores:
         if not run.evaluations:
             return None
         step = None if None in run.evaluations else max(run.evaluations)
-        document = run.evaluations[step]
-        return cls(
-            name=run.name,
-            step=step,
-            domains=document.get("domains") or {},
-            limit=document.get("limit"),
-            with_template=bool(document.get("chat_template")),
-            left_out=document.get("left_out") or (),
-        )
+        return cls(name=run.name, step=step, evaluation=run.evaluations[step])
 
     @property
     def values(self) -> dict[str, float]:
         """Score by domain, where there is one."""
-        return {domain: of["score"] for domain, of in self.domains.items() if of.get("score") is not None}
+        return {domain: of.score for domain, of in self.evaluation.domains.items()}
 
     @property
     def errors(self) -> dict[str, float]:
         """Standard error of the score by domain, where it is known."""
-        return {domain: of["stderr"] for domain, of in self.domains.items() if of.get("stderr") is not None}
+        return {domain: of.stderr for domain, of in self.evaluation.domains.items() if of.stderr is not None}
 
-    def tasks(self, domain: str) -> Mapping[str, Mapping]:
+    def tasks(self, domain: str) -> Mapping[str, Result]:
         """The benchmarks of a domain, by name."""
-        return self.domains.get(domain, {}).get("tasks") or {}
+        return self.evaluation.tasks(domain)
 
 
 def obstacle(one: Scores, other: Scores, domain: str) -> str | None:
@@ -68,16 +58,17 @@ def obstacle(one: Scores, other: Scores, domain: str) -> str | None:
         return "has no score"
     if domain not in other.values:
         return f"has a score where {other.name} has none"
-    if one.with_template != other.with_template:
-        return f"was evaluated {'with' if one.with_template else 'without'} a chat template, unlike {other.name}"
+    if one.evaluation.chat_template != other.evaluation.chat_template:
+        how = "with" if one.evaluation.chat_template else "without"
+        return f"was evaluated {how} a chat template, unlike {other.name}"
     ours, theirs = one.tasks(domain), other.tasks(domain)
     if ours.keys() != theirs.keys():
         return f"was evaluated on other benchmarks than {other.name}"
     for key, what in (("metric", "by another metric"), ("num_fewshot", "with another number of shots")):
-        if any(ours[task].get(key) != theirs[task].get(key) for task in ours):
+        if any(getattr(ours[task], key) != getattr(theirs[task], key) for task in ours):
             return f"was evaluated {what} than {other.name}"
-    few = one.limit != other.limit
-    if few or any(ours[task].get("num_samples") != theirs[task].get("num_samples") for task in ours):
+    few = one.evaluation.limit != other.evaluation.limit
+    if few or any(ours[task].num_samples != theirs[task].num_samples for task in ours):
         return f"was evaluated on another number of questions than {other.name}"
     return None
 
@@ -87,7 +78,7 @@ def comparable(scores: Sequence[Scores], baseline: str) -> list[Scores]:
     if not scores:
         return []
     first = next((one for one in scores if one.name == baseline), scores[0])
-    domains = union(*(one.domains for one in scores))
+    domains = union(*(one.evaluation.domains for one in scores))
     return [one for one in scores if all(obstacle(one, first, domain) is None for domain in domains)]
 
 
@@ -100,7 +91,7 @@ def scores_of_benchmarks(comparison: Comparison, scores: Sequence[Scores]) -> Se
     """
     name = comparison.baseline.name
     baseline = next((one for one in scores if one.name == name), None)
-    domains = union(*(one.domains for one in scores))
+    domains = union(*(one.evaluation.domains for one in scores))
     rows = [
         Row(
             name=one.name,
@@ -134,32 +125,34 @@ def _benchmarks(scores: Sequence[Scores], baseline: Scores | None, domains: Sequ
     for domain in domains:
         for task in union(*(one.tasks(domain) for one in scores)):
             facts = next(one.tasks(domain)[task] for one in scores if task in one.tasks(domain))
-            base = baseline and _entry(baseline.tasks(domain).get(task))
+            base = _entry(baseline.tasks(domain).get(task)) if baseline else None
             cells = []
             for one in scores:
                 entry = _entry(one.tasks(domain).get(task))
                 alike = baseline is not None and one is not baseline and _same_task(one, baseline, domain, task)
                 cells.append(cell(entry, difference(entry, base, higher_is_better=True) if alike else None))
-            rows.append([f"{domain}: {_title(task, facts)}", *cells])
+            rows.append([f"{domain}: {_title(facts)}", *cells])
     header = ["benchmark", *(one.name for one in scores)]
     return Table(header=header, rows=rows, caption="The single benchmarks; - : not evaluated")
 
 
-def _entry(task: Mapping | None) -> Entry | None:
-    return Entry(task["score"], task.get("stderr")) if task and task.get("score") is not None else None
+def _entry(task: Result | None) -> Entry | None:
+    return None if task is None else Entry(task.score, task.stderr)
 
 
 def _same_task(one: Scores, other: Scores, domain: str, task: str) -> bool:
     ours, theirs = (scores.tasks(domain).get(task) for scores in (one, other))
-    keys, settings = ("metric", "num_fewshot", "num_samples"), ((of.limit, of.with_template) for of in (one, other))
-    return bool(ours and theirs) and len(set(settings)) == 1 and all(ours.get(key) == theirs.get(key) for key in keys)
+    if ours is None or theirs is None:
+        return False
+    settings = {(of.evaluation.limit, of.evaluation.chat_template) for of in (one, other)}
+    asked = {(of.metric, of.num_fewshot, of.num_samples) for of in (ours, theirs)}
+    return len(settings) == len(asked) == 1
 
 
-def _title(task: str, facts: Mapping) -> str:
+def _title(task: Result) -> str:
     """A benchmark's name, and how it was asked."""
-    shots = facts.get("num_fewshot")
-    how = [facts.get("metric"), None if shots is None else f"{shots}-shot"]
-    return f"{facts.get('title') or task} ({', '.join(filter(None, how))})"
+    shots = "" if task.num_fewshot is None else f", {task.num_fewshot}-shot"
+    return f"{task.title} ({task.metric}{shots})"
 
 
 def _warnings(
@@ -179,7 +172,7 @@ def _warnings(
         found += [f"{one.name}: {why} ({', '.join(which)}): no difference is shown" for why, which in reasons.items()]
     left_out: dict[str, list[str]] = {}
     for one in scores:
-        for gap in one.left_out:
-            text = f"{gap['domain']}: {gap['task']} is left out: {gap['reason']}"
+        for gap in one.evaluation.left_out:
+            text = f"{gap.domain}: {gap.task} is left out: {gap.reason}"
             left_out.setdefault(text, []).append(one.name)
     return found + [f"{text} ({', '.join(names)})" for text, names in left_out.items()]
