@@ -84,7 +84,7 @@ def test_importing_the_package_loads_nothing_that_python_has_not_loaded_already(
 
 @pytest.mark.parametrize(
     "module",
-    ["domains", "signals", "strategies", "mixture.mixture", "files.history", "report"],
+    ["domains", "signals", "tables", "strategies", "sampler.draws", "mixture.guards", "mixture.mixture"],
 )
 def test_the_core_needs_neither_pydantic_nor_the_config(module):
     loaded = modules_loaded_by(f"import versatune_plugin.{module}")
