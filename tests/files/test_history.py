@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_plugin.files.history import History, history_path, read_history, write_atomically
+from versatune_plugin.files.history import History, history_path, read_history
 from versatune_plugin.files.record import Record, fields
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,14 +107,6 @@ def test_a_last_line_that_a_kill_tore_is_not_read(two_updates, torn):
     with two_updates.open("ab") as file:
         file.write(torn)
     assert steps(two_updates) == [0, 50]
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path):
-    file = tmp_path / "file"
-    write_atomically(file, "old and long")
-    write_atomically(file, "new")
-    assert file.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [file]
 
 
 # --- start and resume ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from versatune_plugin.files.history import write_atomically
+from versatune_plugin.files.whole import write_whole
 
 
 class Part(BaseModel):
@@ -36,7 +36,7 @@ class Document(Part):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         document = {"schema": self.SCHEMA, "version": self.VERSION, **self.model_dump(mode="json")}
-        write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Self:

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from versatune_plugin.files.record import Record
+from versatune_plugin.files.whole import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,6 @@ logger = logging.getLogger(__name__)
 def history_path(output_dir: str | os.PathLike) -> Path:
     """Where a run with this output directory keeps its history."""
     return Path(output_dir) / "versatune" / "history.jsonl"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole: after a kill it holds either the old or the new text."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def read_history(path: str | os.PathLike) -> list[Record]:
@@ -67,13 +61,11 @@ class History:
         self._waiting: deque[bytes] = deque()  # not on the disk yet
         path.parent.mkdir(parents=True, exist_ok=True)
         goes_on = go_on_from is not None and go_on_from.exists()
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.writelines(_lines_until(go_on_from, until_step) if goes_on else ())
         is_another = path.exists() and not (goes_on and path.samefile(go_on_from))
-        if is_another and path.stat().st_size:
-            os.replace(path, _unused(path.with_name("history.previous.jsonl")))
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.writelines(_lines_until(go_on_from, until_step) if goes_on else ())
+            if is_another and path.stat().st_size:
+                os.replace(path, _unused(path.with_name("history.previous.jsonl")))
 
     def append(self, record: Record) -> None:
         """Write a record, and those that are still waiting; a fault of the disk is reported, not fatal."""

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import metadata_load, metadata_save
+from huggingface_hub import ModelCard
 
 from versatune_plugin.config.checks import KEYS_OF_STRATEGIES
 from versatune_plugin.config.sections import SELF, GuardsConfig
-from versatune_plugin.files.history import write_atomically
 from versatune_plugin.files.record import Record
+from versatune_plugin.files.whole import write_whole
 from versatune_plugin.report.summary import acted, facts_of, proportions_at_the_end, summarise
 
 TAG = "versatune"
@@ -37,13 +37,12 @@ def write_section(path: Path, records: Sequence[Record], step_of_weights: int | 
         UnicodeError: It is not UTF-8.
         yaml.YAMLError: Its metadata is not YAML.
     """
-    section = f"{_BEGIN}\n{section_of(records, step_of_weights)}\n{_END}"
-    metadata = metadata_load(path) or {}
-    given = metadata.get("tags") or []
+    card = ModelCard.load(path)
+    given = card.data.tags or []
     tags = [given] if isinstance(given, str) else given
-    write_atomically(path, _with_section(path.read_text(encoding="utf-8"), section))
-    if TAG not in tags:
-        metadata_save(path, metadata | {"tags": [*tags, TAG]})
+    card.data.tags = tags if TAG in tags else [*tags, TAG]
+    card.text = _with_section(card.text, f"{_BEGIN}\n{section_of(records, step_of_weights)}\n{_END}")
+    write_whole(path, str(card))
 
 
 def section_of(records: Sequence[Record], step_of_weights: int | None = None) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from versatune_plugin.files.whole import replacing
+
 INK, MUTED, GRID, PAPER = "#1c2127", "#5b6570", "#dde2e7", "#ffffff"
 """What is written, what is written softly, the lines behind it, and what it is written on."""
 
@@ -83,11 +85,9 @@ def over_steps(axes) -> None:
 
 def save_png(figure, path: str | os.PathLike) -> Path:
     """Write a figure, replacing the file as a whole; returns its path."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
-    return path
+    with replacing(path) as file:
+        figure.savefig(file, dpi=120, format="png")
+    return Path(path)
 
 
 @lru_cache(maxsize=10_000)

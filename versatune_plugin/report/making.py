@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from versatune_plugin.files.history import write_atomically
+from versatune_plugin.files.whole import write_whole
 from versatune_plugin.report.drawing import visible
 from versatune_plugin.report.page import Chapter, to_html
 from versatune_plugin.report.parts import Cell, Chart, Section, Table
@@ -67,7 +67,7 @@ class Report:
         folder = folder or (self.runs[0].folder / "versatune" if self._is_one else COMPARISON_FOLDER)
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / ("report.html" if self._is_one else "comparison.html")
-        write_atomically(page, html)
+        write_whole(page, html)
         charts = [part for section in self._chapters[0].sections for part in section.parts if isinstance(part, Chart)]
         return page, [write_png(chart, folder) for chart in charts]
 

@@ -12,7 +12,7 @@ import yaml
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.handover import Handover
 from versatune_plugin.config.measured import Measured
-from versatune_plugin.files.history import write_atomically
+from versatune_plugin.files.whole import write_whole
 from versatune_plugin.hosts.axolotl.detection import base_model_of, texts_of
 from versatune_plugin.hosts.axolotl.processes import without_launcher
 from versatune_plugin.hosts.axolotl.references import remedy, settings_of
@@ -94,7 +94,7 @@ def _make(action: str, file: Path, raw: Mapping) -> None:
     """Run our own command on the YAML in a process of its own, which leaves this one as if the file had been there."""
     path = file.with_suffix(".made-with.yml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
+    write_whole(path, yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
     logger.info("%s does not exist: making it first, as `axolotl versatune-%s %s` does", file, action, path)
     command = [sys.executable, "-m", "versatune_plugin.cli", action, str(path)]
     finished = subprocess.run(command, env=without_launcher(os.environ), check=False)

@@ -17,8 +17,8 @@ import yaml
 from versatune_plugin.config.block import REFERENCES_FILE, VersaTuneConfig
 from versatune_plugin.config.handover import KEY as HANDOVER
 from versatune_plugin.config.sections import ReferenceConfig
-from versatune_plugin.files.history import write_atomically
 from versatune_plugin.files.rows import token_counts
+from versatune_plugin.files.whole import write_whole
 from versatune_plugin.hosts.axolotl.config import read_yaml, rows_per_step, run_length
 from versatune_plugin.hosts.axolotl.processes import alone_in, axolotl_train, ended_by_sigterm, without_launcher
 from versatune_plugin.hosts.axolotl.reference_yaml import yaml_of_run
@@ -140,7 +140,7 @@ class AxolotlRuns:
         """Run `axolotl train` on the YAML of a domain; it goes on from a checkpoint in its folder by itself."""
         path, settings = folder / "config.yml", self._yaml(domain, folder)
         text = f"# Written by versatune: the run behind the reference loss of {domain!r}\n"
-        write_atomically(path, text + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        write_whole(path, text + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         axolotl_train(path, self.making.launch["launcher"], self.environment, self.lock)
 
     def _yaml(self, domain: str, folder: Path) -> dict:
