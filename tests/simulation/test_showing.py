@@ -12,8 +12,7 @@ def test_a_replay_says_that_losses_are_not_retrained_and_draws_beside_the_histor
     pytest.importorskip("matplotlib")
     status, output = run_cli(source, "--try", "sigma=2")
     assert status == 0, output
-    words = " ".join(output.split())
-    assert "Losses are not re-trained: they are the recorded ones, and came from the recorded mixture. Under" in words
+    assert "Losses are not re-trained" in output
     path = source / "versatune" / "simulation.png"
     assert output.endswith(f"plot: {path}\n")
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -24,7 +23,10 @@ def test_a_replay_says_that_losses_are_not_retrained_and_draws_beside_the_histor
 def test_a_long_replay_shows_a_dozen_of_its_steps(tmp_path):
     losses = {10 * number: (2.0, 1.5) for number in range(101)}
     write_history(tmp_path, losses=losses, num_steps=1000)
-    steps = re.findall(r"^ *([\d,]+) ", format_simulation(simulate(tmp_path)), re.M)
+    table = format_simulation(simulate(tmp_path)).partition("\n== ")[
+        2
+    ]  # above it, a line of prose may begin with a number
+    steps = re.findall(r"^ *([\d,]+) ", table, re.M)
     assert len(steps) == 11  # every 100th
     assert (steps[0], steps[-1]) == ("0", "1,000")
 

@@ -19,8 +19,7 @@ _NUM_STEPS_SHOWN = 12  # at the most, in a table
 def format_simulation(simulation: Simulation) -> str:
     """What was assumed, and a table and notes per variant."""
     statements = "\n".join(
-        fill(text, _WIDTH, subsequent_indent="  " * text.startswith("-"), break_long_words=False)
-        for text in simulation.run.statements
+        fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False) for text in simulation.run.statements
     )
     return "\n\n".join([statements, *map(_format_outcome, simulation.outcomes)])
 
@@ -71,7 +70,7 @@ def plot_simulation(simulation: Simulation, path: Path) -> Path:
         panel.title.set_fontsize("medium")
     figure.supylabel("proportion of drawn rows")
     figure.supxlabel("optimizer step")
-    figure.suptitle(f"{simulation.run.losses.kind} losses, not re-trained under each mixture")
+    figure.suptitle("Recorded losses, not re-trained under each mixture")
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper")  # in the order of the stack
     return save_png(figure, path)
