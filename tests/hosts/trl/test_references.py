@@ -1,7 +1,6 @@
 """Reference losses end to end: made by TRL in its own processes and by Axolotl's command, killed, and used."""
 
 import json
-import logging
 import pickle
 import shutil
 from itertools import pairwise
@@ -18,13 +17,12 @@ from tests.hosts.reference_files import make_byte_model, numbers_of
 from tests.hosts.trl.test_runs import HELDOUT, text
 from tests.tiny import DOMAINS, NUM_ROWS
 from versatune_plugin import VersaTuneSFTTrainer
-from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.measured import ReferenceRun
 from versatune_plugin.files.history import history_path, read_history
 from versatune_plugin.files.locking import locked
 from versatune_plugin.hosts.trl import processes
 from versatune_plugin.hosts.trl import references as sft_references
-from versatune_plugin.measuring.references import Making, References, runs_folder
+from versatune_plugin.measuring.references import References, runs_folder
 from versatune_plugin.signals import learnable_potential
 
 BASE_STEPS = {"max_steps": 3}
@@ -68,6 +66,8 @@ def test_run_measures_against_the_file_it_made(made):
     assert all(point.loss for curve in document.curves.values() for point in curve)
     assert document.unit == "nats per target token"
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    left = [{path.name for path in (file.parent / "references.runs" / domain).iterdir()} for domain in DOMAINS]
+    assert left == [{"run.json", "versatune"}] * len(DOMAINS), "checkpoints of finished runs"
 
 
 def test_reference_run_measures_the_very_rows_of_the_main_run(made):
@@ -79,12 +79,6 @@ def test_reference_run_measures_the_very_rows_of_the_main_run(made):
         history = read_history(history_path(file.parent / "references.runs" / domain))
         assert [point.loss for point in document.curves[domain]] == [r.losses[domain] for r in history]
         assert document.reference_losses[domain] == min(r.losses[domain] for r in history[1:])
-
-
-def test_checkpoints_of_finished_reference_runs_are_deleted(made):
-    _, _, file = made
-    for domain in DOMAINS:
-        assert {path.name for path in (file.parent / "references.runs" / domain).iterdir()} == {"run.json", "versatune"}
 
 
 def test_run_with_a_present_file_equals_the_one_that_made_it(workspace, made, tmp_path, caplog):
@@ -210,12 +204,14 @@ def test_reference_run_ends_after_the_first_epoch_whose_loss_rises(workspace, tm
     assert document.reference_losses["law"] == losses[-2]
 
 
-def test_samples_per_epoch_left_out_means_all_rows_of_the_domain(workspace, tmp_path):
+def test_samples_per_epoch_left_out_means_all_rows_of_the_domain(workspace, tmp_path, caplog):
+    caplog.set_level("INFO", "versatune_plugin")
     file = tmp_path / "references.json"
     versatune = block(workspace, file, epochs=1, samples_per_epoch=None)
     rows = ONLY_LAW | {"rows": text({"law": 5})}
-    inside.build(workspace, tmp_path, versatune=versatune, **rows, **BASE_STEPS)
+    inside.build(workspace, tmp_path, versatune=versatune, warmup_steps=3, **rows, **BASE_STEPS)
     assert [point.step for point in References.read(file).curves["law"]] == [0, 3]  # 5 rows, 2 per step
+    assert "never reach the learning rate: law 3 step(s)" in caplog.text
 
 
 # Faults
@@ -241,19 +237,6 @@ def test_folder_at_which_another_script_is_at_work_is_refused(workspace, tmp_pat
     ):
         inside.build(workspace, tmp_path, versatune=block(workspace, file), **ONLY_LAW)
     assert not (runs_folder(file) / "law").exists()
-
-
-def test_warm_up_longer_than_a_reference_run_is_named(workspace, tmp_path, monkeypatch, caplog):
-    from trl import SFTConfig
-
-    monkeypatch.setattr(Making, "measure", lambda *_: {})
-    caplog.set_level("INFO", "versatune_plugin")
-    config = VersaTuneConfig(**block(workspace, tmp_path / "references.json"))
-    args = SFTConfig(str(tmp_path), warmup_steps=8, per_device_train_batch_size=2, use_cpu=True, report_to="none")
-    rows, logger = ONLY_LAW["rows"], logging.getLogger("versatune_plugin")
-    options = {"model": str(workspace / "model"), "args": args}
-    sft_references.SFTReferences(config, rows, rows, (), options, None, logger).measure()
-    assert "warmup_steps is 8, so these reference runs never reach the learning rate: law 8 step(s)" in caplog.text
 
 
 def test_settings_of_a_run_are_those_of_the_file_it_made(workspace, made):

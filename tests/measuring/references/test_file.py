@@ -121,6 +121,7 @@ def test_equal_runs_fit_by_whatever_name_or_order_their_parts_go(made):
     assert fits(made, settings=SETTINGS | {"adapter": met}) == [], "the adapter has met its model"
     others = dict.fromkeys(SETTINGS, "other")
     assert fits(made, reference_model=None, settings=others) == [], "without `reference:` settings may differ"
+    assert fits(made, settings={}) == [], "a host that knows none of them"
     assert making(Path("r.json")).misfits(made, made.domains) == []
 
 
