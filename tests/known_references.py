@@ -44,7 +44,10 @@ def write_history(folder: Path, domain: str, losses) -> None:
         {
             "step": 2 * epoch,
             "epoch": float(epoch),
+            "num_drawn": 2 * epoch,
+            "drawn_by_domain": {domain: 2 * epoch},
             "losses": {domain: loss},
+            "proportions_before": {domain: 1.0},
             "proportions": {domain: 1.0},
             "probe": None if epoch else {domain: PROBE},
         }

@@ -26,7 +26,8 @@ def steps(path):
 
 
 def line(step: int, **more) -> Record:
-    return Record(**{"step": step, "proportions": {"law": 1.0}} | more)
+    drawn = {"num_drawn": step, "drawn_by_domain": {"law": step}}
+    return Record(**{"step": step, "proportions_before": {"law": 1.0}, "proportions": {"law": 1.0}} | drawn | more)
 
 
 @pytest.fixture
@@ -89,9 +90,13 @@ def test_every_quantity_says_what_it_is():
     assert all(meaning for _, _, meaning in told)
 
 
-def test_a_key_of_a_later_release_is_passed_over_and_a_missing_one_is_unknown():
-    record = Record.model_validate_json('{"step": 3, "proportions": {"law": 1.0}, "goal_score": 0.5}')
+def test_a_key_of_a_later_release_is_passed_over_and_a_missing_one_is_unknown_or_refused():
+    needed = {name: value for name, value in json.loads(line(3).to_line()).items() if value is not None}
+    record = Record.model_validate(needed | {"goal_score": 0.5})
     assert (record.step, record.losses, record.note) == (3, None, None)
+    for name in needed:
+        with pytest.raises(ValueError, match=rf"{name}\n  Field required"):
+            Record.model_validate({key: value for key, value in needed.items() if key != name})
 
 
 @pytest.mark.parametrize("given", ['{"step": 5', "[1]", "5", '{"epoch": 1}'])
@@ -250,7 +255,9 @@ from versatune_plugin.files.history import History, read_history
 from versatune_plugin.files.record import Record
 
 def line(step, **more):
-    return Record(step=step, proportions={"law": 1.0}, **more)
+    law = {"law": 1.0}
+    drawn = {"num_drawn": step, "drawn_by_domain": {"law": step}}
+    return Record(step=step, proportions_before=law, proportions=law, **drawn, **more)
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -328,7 +335,9 @@ from versatune_plugin.files.history import History
 from versatune_plugin.files.record import Record
 
 def line(step, **more):
-    return Record(step=step, proportions={"law": 1.0}, **more)
+    law = {"law": 1.0}
+    drawn = {"num_drawn": step, "drawn_by_domain": {"law": step}}
+    return Record(step=step, proportions_before=law, proportions=law, **drawn, **more)
 
 history = History(Path(sys.argv[1]), Path(sys.argv[1]), int(sys.argv[2]))
 print(flush=True)

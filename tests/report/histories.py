@@ -115,12 +115,6 @@ def expansion(domains=NAMES, num_updates=30, interval=20, seed=0):
     return records
 
 
-def old(records):
-    """The same history as a release wrote it that knew only the oldest keys."""
-    keys = ("step", "num_drawn", "drawn_by_domain", "losses", "proportions_before", "proportions", "acts_at_draw")
-    return [{key: record[key] for key in keys} for record in records]
-
-
 def write(records, folder):
     """An output directory with this history."""
     path = history_path(folder)

@@ -560,22 +560,11 @@ def test_an_unfinished_model_and_what_was_left_out_are_said():
 # --- everything at the edges --------------------------------------------------------------------------------
 
 
-def without_optional_keys(run):
-    """As an early release wrote it."""
-    kept = ("step", "proportions", "losses")
-    return Run(
-        name=run.name,
-        folder=run.folder,
-        records=[Record(**{key: getattr(r, key) for key in kept}) for r in run.records],
-    )
-
-
 EDGES = {
     "one domain": [make_run(n, {"law": (4.0, 3.0, 2.0)}) for n in "ab"],
     "one record": [make_run(n, num_records=1) for n in "ab"],
     "without losses": [make_run(n, None) for n in "ab"],
     "some without losses": [make_run("a", None), make_other()],
-    "only step, proportions and losses": [without_optional_keys(make_run(n)) for n in "ab"],
     "unreadable": [Run(name=n, folder=Path(n), problem="line 1 is not JSON") for n in "ab"],
     "training batches": [make_run(n, signal="train") for n in "ab"],
     "odd names": [

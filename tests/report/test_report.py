@@ -220,7 +220,8 @@ def test_the_first_measurement_alone_can_be_plotted(matplotlib, records, tmp_pat
 def test_twenty_domains_stay_distinct_in_the_stack(matplotlib):
     names = [f"domain {number}" for number in range(20)]
     shares = dict.fromkeys(names, 1 / 20)
-    records = [Record(step=s, num_drawn=12 * s, proportions_before=shares, proportions=shares) for s in (0, 10)]
+    of_both = {"drawn_by_domain": dict.fromkeys(names, 1), "proportions_before": shares, "proportions": shares}
+    records = [Record(step=step, num_drawn=12 * step, **of_both) for step in (0, 10)]
     axes = new_figure(5, 3).subplots()
     draw_mixture(axes, records, "")
     looks = {(tuple(area.get_facecolor()[0]), area.get_hatch()) for area in axes.collections}
@@ -240,7 +241,8 @@ def test_every_domain_name_is_shown_as_it_is(matplotlib, monkeypatch, tmp_path):
     monkeypatch.setattr(Figure, "legend", read_legend)
     shares = dict.fromkeys(names, 0.25)
     record = {"losses": shares, "reference_losses": shares, "proportions_before": shares, "proportions": shares}
-    plot_history([Record(step=0, num_drawn=0, **record)], tmp_path / "mixture.png")
+    record |= {"step": 0, "num_drawn": 0, "drawn_by_domain": dict.fromkeys(names, 0)}
+    plot_history([Record(**record)], tmp_path / "mixture.png")
     assert [text.strip().replace(r"\$", "$") for text in reversed(shown)] == names
 
 

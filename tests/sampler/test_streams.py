@@ -16,6 +16,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_
 from tests.tiny import axolotl_config
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.files import rows as data
+from versatune_plugin.files.record import Record
 from versatune_plugin.hosts import stream_checks
 from versatune_plugin.hosts.axolotl.config import fill_in
 from versatune_plugin.hosts.checks import source_problems
@@ -523,15 +524,9 @@ def test_what_axolotl_cannot_do_on_streams_is_a_mistake_in_the_yaml(changes, mes
 
 
 def test_the_summary_leaves_out_what_a_stream_does_not_tell():
-    end = {
-        "num_drawn": 4,
-        "num_rows_by_domain": None,
-        "drawn_by_domain": {"law": 4},
-        "losses": None,
-        "acts_at_draw": None,
-        "proportions_before": {"law": 1.0},
-        "proportions": {"law": 1.0},
-    }
-    start = end | {"num_drawn": 0, "drawn_by_domain": {"law": 0}}
-    (line,) = format_summary([start, end]).splitlines()[1:]
+    law = {"law": 1.0}
+    records = [
+        Record(step=n, num_drawn=n, drawn_by_domain={"law": n}, proportions_before=law, proportions=law) for n in (0, 4)
+    ]
+    (line,) = format_summary(records).splitlines()[1:]
     assert line.split()[:6] == ["law", "-", "4", "-", "1.000", "1.000"]

@@ -29,9 +29,12 @@ def write_history(folder: Path, block=BLOCK, losses=LOSSES, signal="probe", **fa
     records = [
         {
             "step": step,
+            "num_drawn": 4 * step,
+            "drawn_by_domain": {"law": 2 * step, "code": 2 * step},
             "num_rows_by_domain": ROWS,
             "signal": signal,
             "losses": values and dict(zip(ROWS, values, strict=True)),
+            "proportions_before": {"law": 0.5, "code": 0.5},
             "proportions": {"law": 0.5, "code": 0.5},
             "run": None if step else run,
         }

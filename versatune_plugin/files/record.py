@@ -1,6 +1,7 @@
 """A line of history.jsonl: what a run measured, decided and drew, every quantity declared once.
 
-Whatever a line lacks reads as None, and a key that is not declared here is not read. This module loads pydantic.
+A quantity that a line lacks reads as None where it may be null, else the line is refused; a key that is not declared
+here is not read. This module loads pydantic.
 """
 
 import json
@@ -12,15 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field
 _Amount = Annotated[float, Field(ge=0)]
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
 _Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]
-Shares = dict[str, _Share]
+Shares = Annotated[dict[str, _Share], Field(min_length=1)]
 Numbers = dict[str, float | None]
 Amounts = dict[str, _Amount | None]
 Counts = dict[str, _Count | None]
 
 
-def _field(unit: str, meaning: str) -> Any:
-    """A quantity that a line may lack."""
-    return Field(None, description=meaning, json_schema_extra={"unit": unit})
+def _field(unit: str, meaning: str, default: Any = None) -> Any:
+    """A quantity that a line may lack; one without a default (`...`) must be there."""
+    return Field(default, description=meaning, json_schema_extra={"unit": unit})
 
 
 class _Part(BaseModel):
@@ -70,11 +71,11 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
-    step: _Count = Field(description="optimizer steps taken; 0: before the first", json_schema_extra={"unit": "steps"})
+    step: _Count = _field("steps", "optimizer steps taken; 0: before the first", ...)
     epoch: _Amount | None = _field("epochs", "step over the steps of an epoch")
-    num_drawn: _Count | None = _field("rows", "drawn so far")
+    num_drawn: _Count = _field("rows", "drawn so far", ...)
     num_rows_by_domain: Counts | None = _field("rows", "training rows; null of streams")
-    drawn_by_domain: Counts | None = _field("rows", "drawn so far")
+    drawn_by_domain: Counts = _field("rows", "drawn so far", ...)
     tokens_by_domain: Counts | None = _field("tokens", "of the rows drawn so far")
     target_tokens_by_domain: Counts | None = _field("tokens", "that are learned, of the rows drawn so far")
     unit: str | None = _field("", "what a proportion is a share of: examples, tokens or target_tokens")
@@ -88,10 +89,8 @@ class Record(BaseModel):
     forgetting_error: Amounts | None = _field("relative", "standard error of the change since the last update")
     change_since_start: Numbers | None = _field("relative", "change of the loss since the first measurement")
     change_since_start_error: Amounts | None = _field("relative", "its standard error: both are of the same rows")
-    proportions_before: Shares | None = _field("share", "in force before the update, sum 1")
-    proportions: Shares = Field(
-        min_length=1, description="decided by the update, sum 1", json_schema_extra={"unit": "share"}
-    )
+    proportions_before: Shares = _field("share", "in force before the update, sum 1", ...)
+    proportions: Shares = _field("share", "decided by the update, sum 1", ...)
     proposed: Numbers | None = _field("share", "what the strategy proposed, where the guards allowed less")
     expanded: bool | None = _field("", "whether the target was raised; null without expansion")
     test: Test | None = _field("relative", "the sides of the test that decided: {left, right}")
@@ -112,7 +111,7 @@ class Record(BaseModel):
 BY_DOMAIN = tuple(
     name
     for name, field in Record.model_fields.items()
-    if field.annotation in (Shares, Shares | None, Numbers | None, Amounts | None, Counts | None)
+    if field.annotation in (dict[str, _Share], Numbers | None, Amounts | None, Counts, Counts | None)
 )
 """The keys whose values are keyed by domain."""
 

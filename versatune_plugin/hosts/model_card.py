@@ -109,7 +109,7 @@ def _facts(records: Sequence[Record], step_of_weights: int | None) -> Iterator[t
     """What must be known to read the table, by name; what the history does not say is left out."""
     last, run = records[-1], facts_of(records)
     settings, sources = run.get("settings") or {}, _sources(records)
-    changes = max(len(acted(records) or ()) - 1, 0)
+    changes = len(acted(records)) - 1
     if settings:
         yield "Strategy", f"{_text(settings['strategy'])}, by versatune_plugin (after {_PAPER})"
         if target := _target(settings):

@@ -120,7 +120,7 @@ def _table(records: Sequence[Record]) -> Table:
     for position in chosen:
         record = records[position]
         domain, size = _change(record)
-        before, test = record.proportions_before or {}, record.test or Test()
+        before, test = record.proportions_before, record.test or Test()
         rows.append(
             (
                 f"{record.step:,}",
@@ -170,6 +170,6 @@ def _words(record: Record) -> str:
 
 def _change(record: Record) -> tuple[str, float]:
     """The domain whose proportion changed most at an update, and by how much."""
-    before = record.proportions_before or record.proportions
+    before = record.proportions_before
     domain = max(record.proportions, key=lambda name: abs(record.proportions[name] - before[name]))
     return domain, abs(record.proportions[domain] - before[domain])

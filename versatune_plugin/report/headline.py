@@ -87,7 +87,7 @@ def _listed(rows: Sequence[Mapping]) -> str:
 
 
 def _mixture(records: Sequence[Record]) -> str | None:
-    start = records[0].proportions_before or records[0].proportions
+    start = records[0].proportions_before
     end = proportions_at_the_end(records)
     if len(start) == 1:
         return None
@@ -116,8 +116,7 @@ def _length(records: Sequence[Record], summary: Sequence[Mapping]) -> str:
 
 def _num_changes(records: Sequence[Record]) -> int:
     """How often the proportions that rows were drawn by became others."""
-    changes = acted(records)
-    in_force = [record.proportions for record in records] if changes is None else [one for _, one in changes]
+    in_force = [proportions for _, proportions in acted(records)]
     return sum(before != after for before, after in itertools.pairwise(in_force))
 
 

@@ -21,8 +21,7 @@ _PLAIN = re.compile(rb"[ -\[\]-~]*")  # ASCII without escapes: it holds nothing 
 def read_what_is_readable(path: Path) -> tuple[list[Record], str | None]:
     """The sound records of a history, oldest first, and what else there is, with file and line; None: nothing else.
 
-    Of a record only `step` and `proportions` are asked for; what else of it is read by the report must be what a run
-    writes. Lines of other things, torn lines and lines whose step is not above that of the line before are left out.
+    Lines of other things, torn lines and lines whose step is not above that of the line before are left out.
 
     Raises:
         OSError: The file is there, but cannot be read.
@@ -76,7 +75,7 @@ def _read_line(line: bytes, before: Record | None) -> tuple[str | None, Record |
         given = given if _PLAIN.fullmatch(line) else _visible_in(given)
     except (ValueError, RecursionError) as error:
         return f"is not JSON ({visible(str(error))}): {line[:40].decode(errors='replace')!r}", None
-    if not isinstance(given, dict) or not given.keys() >= {"step", "proportions"}:
+    if not isinstance(given, dict) or "step" not in given:
         return f"is not a history record: {line[:80].decode(errors='replace')!r}", None
     try:
         record = Record.model_validate(given)

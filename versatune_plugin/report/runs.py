@@ -35,7 +35,7 @@ class Run:
 
     @property
     def facts(self) -> Mapping:
-        """What the history says of the run as a whole; empty in those of older releases."""
+        """What the history says of the run as a whole; empty where no line tells."""
         return facts_of(self.records)
 
 

@@ -41,18 +41,12 @@ def thinning_note(number: int) -> str:
 
 
 def proportions_over_steps(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps at which proportions began to act, up to the end of the run, and these, shape (num_changes, num_domains).
-
-    In a history that does not say when they acted, the steps at which they were decided.
-    """
-    last, changes = records[-1], acted(records)
-    if changes is None:
-        steps, stacks = [record.step for record in records], [list(r.proportions.values()) for r in records]
-    else:
-        drawn, at = [record.num_drawn for record in records], [record.step for record in records]
-        steps = np.interp([draw for draw, _ in changes], drawn, at).tolist()
-        stacks = [list(proportions.values()) for _, proportions in changes]
-    return np.array([*steps, max(last.step, 1)]), np.array([*stacks, stacks[-1]])
+    """Steps at which proportions began to act, and the last one; and these, shape (num_changes + 1, num_domains)."""
+    changes = acted(records)
+    drawn, at = [record.num_drawn for record in records], [record.step for record in records]
+    steps = np.interp([draw for draw, _ in changes], drawn, at).tolist()
+    stacks = [list(proportions.values()) for _, proportions in changes]
+    return np.array([*steps, max(at[-1], 1)]), np.array([*stacks, stacks[-1]])
 
 
 def marks_note(number: int) -> str:

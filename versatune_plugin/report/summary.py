@@ -33,7 +33,7 @@ def summarise(records: Sequence[Record]) -> list[dict]:
     loss, its own, which is smaller, since both losses are of the same rows. The first loss is the one that the change
     refers to: where a resumed run is measured on other rows, the first on these. Rows and passes of streams are None.
     Shares are of what the run's proportions are shares of: of the rows drawn, of their tokens or target tokens;
-    `examples` is the share of the rows in any case. What a history does not hold, as those of older releases, is None.
+    `examples` is the share of the rows in any case. What a history does not hold is None.
 
     Args:
         records: A history, oldest first, at least one record.
@@ -121,7 +121,7 @@ def _requested(records: Sequence[Record]) -> dict[str, float | None]:
     """
     changes = changes_of(records)
     amounts = [list(_amounts(record, record.unit).values()) for record in records]
-    unknown = changes is None or records[0].num_drawn or any(None in of_record for of_record in amounts)
+    unknown = records[0].num_drawn or any(None in of_record for of_record in amounts)
     if unknown or not sum(amounts[-1]):
         return dict.fromkeys(records[-1].proportions)
     drawn, totals = [record.num_drawn for record in records], [sum(of_record) for of_record in amounts]
@@ -133,28 +133,24 @@ def _requested(records: Sequence[Record]) -> dict[str, float | None]:
     return {domain: total / totals[-1] for domain, total in requested.items()}
 
 
-def acted(records: Sequence[Record]) -> list[tuple[int, dict]] | None:
+def acted(records: Sequence[Record]) -> list[tuple[int, dict]]:
     """Those of the changes that the run came to draw by; the last of them are the proportions at its end."""
-    changes = changes_of(records)
-    return changes and [change for change in changes if change[0] == 0 or change[0] < records[-1].num_drawn]
+    return [change for change in changes_of(records) if change[0] == 0 or change[0] < records[-1].num_drawn]
 
 
 def facts_of(records: Sequence[Record]) -> dict:
-    """The newest facts on the run as a whole: a resumed run may have other settings; empty in older histories."""
+    """The newest facts on the run as a whole: a resumed run may have other settings; empty where no line tells."""
     return next((record.run.model_dump(exclude_unset=True) for record in reversed(records) if record.run), {})
 
 
 def proportions_at_the_end(records: Sequence[Record]) -> dict:
-    """What the last rows were drawn by; where the history does not say, what was decided last."""
-    changes = acted(records)
-    return changes[-1][1] if changes else records[-1].proportions
+    """What the last rows were drawn by."""
+    return acted(records)[-1][1]
 
 
-def changes_of(records: Sequence[Record]) -> list[tuple[int, dict]] | None:
-    """The draws at which proportions began to act, ascending, with the proportions; None in a history without them."""
-    if any(record.num_drawn is None for record in records):
-        return None
-    changes = [(0, records[0].proportions_before or records[0].proportions)]
+def changes_of(records: Sequence[Record]) -> list[tuple[int, dict]]:
+    """The draws at which proportions began to act, ascending, with the proportions."""
+    changes = [(0, records[0].proportions_before)]
     for record in records:
         if record.acts_at_draw is not None:
             while changes[-1][0] >= record.acts_at_draw > 0:

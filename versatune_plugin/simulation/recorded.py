@@ -35,8 +35,8 @@ def run_of_history(source: Path, tries: Sequence[str]) -> Run:
     facts = records[0].run if records else None
     if facts is None or None in (facts.settings, *(getattr(facts, name) for name in _NEEDED)):
         raise ValueError(
-            f"{path} does not begin with what the run was (`run`): it is empty or of an older release and cannot be "
-            "replayed"
+            f"{path} does not begin with what the run was (`run`): it is empty or has lost its first "
+            "line, and cannot be replayed"
         )
     if records[0].num_rows_by_domain is None:
         raise ValueError(f"{path} is of a run on streams, whose numbers of rows are not known: it cannot be replayed")

@@ -50,7 +50,7 @@ def _runs_table(outcomes: Sequence[Outcome]) -> Table:
 def _start(outcome: Outcome) -> str:
     """The proportions that a run began with, in short."""
     records = outcome.run.records
-    shares = (records[0].proportions_before or records[0].proportions) if records else {}
+    shares = records[0].proportions_before if records else {}
     if not shares:
         return "-"
     if len(shares) > 1 and max(shares.values()) - min(shares.values()) < 1e-9:
