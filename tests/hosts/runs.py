@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, make_rows
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.hosts.preload"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.hosts.preload"])
 
 VERSATUNE = {
     "strategy": "versatune",
@@ -136,7 +136,7 @@ def start(workspace: Path, output_dir: Path, world_size: int = 1, **options) -> 
     output_dir.mkdir(parents=True, exist_ok=True)
     port = _free_port() if world_size > 1 else 0
     processes = [
-        _CONTEXT.Process(
+        CONTEXT.Process(
             target=train,
             args=(str(workspace), str(output_dir), rank, world_size, port),
             kwargs=options,
@@ -172,7 +172,7 @@ def kill_when(processes: list, condition, timeout: float = 60) -> None:
 
 def apart(function, *arguments) -> int | None:
     """Call a function of a test module in a process of its own; its exit code."""
-    process = _CONTEXT.Process(target=function, args=arguments)
+    process = CONTEXT.Process(target=function, args=arguments)
     process.start()
     process.join(120)
     return process.exitcode

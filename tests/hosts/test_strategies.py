@@ -1,17 +1,14 @@
 """One small real Axolotl run per strategy; its history is recomputed here from its own recorded losses, naively."""
 
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
-import yaml
 
 pytest.importorskip("axolotl")
 
 from tests.hosts import runs
-from tests.hosts.axolotl.test_runs import RECORDED, ROOT, environment
+from tests.hosts.axolotl.commands import RECORDED, train
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
 from versatune_plugin.strategies import STRATEGIES
 
@@ -68,26 +65,13 @@ BLOCKS = {
 def outputs(workspace, tmp_path_factory):
     """The output directory of each run."""
     folder = tmp_path_factory.mktemp("strategies")
-    configs = []
     for name, block in BLOCKS.items():
         more = {} if block.get("signal") == "train" or name == "odm" else {"probe": {"rows_per_domain": 6}}
         changes = {"max_steps": STEPS, "save_strategy": "no", "warmup_steps": 2}
         config = axolotl_config(workspace, folder / name / "out", **RECORDED, **changes)
         del config["save_steps"]
         config["versatune"] = {"strategy": name, "update_interval": INTERVAL} | more | block
-        path = folder / name / "config.yml"
-        path.parent.mkdir()
-        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        configs.append(str(path))
-    command = [sys.executable, "-m", "tests.hosts.axolotl.forks", *configs]
-    finished = subprocess.run(
-        command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:] + "".join(
-        (folder / name / "log.txt").read_text()[-1500:]
-        for name in BLOCKS
-        if not (folder / name / "out" / "versatune" / "mixture.png").exists()
-    )
+        train(config, folder / name)
     return {name: folder / name / "out" for name in BLOCKS}
 
 

@@ -1,22 +1,19 @@
 """Real runs on streams, in TRL and in Axolotl: mixed live, counted by what was read, resumed exactly."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from datasets import Dataset, IterableDataset
 
 pytest.importorskip("trl")
 
-from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
 from tests.hosts import inside, runs
-from tests.hosts.axolotl.test_runs import RECORDED, ROOT, environment
+from tests.hosts.axolotl import commands
+from tests.hosts.axolotl.commands import RECORDED
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
 from versatune_plugin.files import rows as data
 from versatune_plugin.report import format_summary
@@ -223,24 +220,13 @@ def test_what_streams_cannot_do_is_refused_before_the_model_is_loaded(workspace,
 def axolotl(workspace, tmp_path_factory):
     """A run, one that is resumed from its checkpoint at step 10, and the same without a shuffle."""
     pytest.importorskip("axolotl")
-    folder, paths = tmp_path_factory.mktemp("axolotl"), []
-    for name, changes in {
-        "whole": {},
-        "whole-resumed": {"resume_from_checkpoint": str(folder / "whole" / "out" / "checkpoint-10")},
-        "ordered": {"shuffle_merged_datasets": False},
-        "ordered-resumed": {
-            "shuffle_merged_datasets": False,
-            "resume_from_checkpoint": str(folder / "ordered" / "out" / "checkpoint-10"),
-        },
-    }.items():
-        config = axolotl_config(workspace, folder / name / "out", streaming=True, **RECORDED, **changes)
-        del config["dataloader_num_workers"], config["num_epochs"]
-        (folder / name).mkdir()
-        paths.append(folder / name / "config.yml")
-        paths[-1].write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [sys.executable, "-m", "tests.hosts.axolotl.forks", *map(str, paths)]
-    finished = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, (folder / "whole" / "log.txt").read_text()[-3000:]
+    folder = tmp_path_factory.mktemp("axolotl")
+    for name, changes in {"whole": {}, "ordered": {"shuffle_merged_datasets": False}}.items():
+        checkpoint = str(folder / name / "out" / "checkpoint-10")
+        for run, more in {name: {}, f"{name}-resumed": {"resume_from_checkpoint": checkpoint}}.items():
+            config = axolotl_config(workspace, folder / run / "out", streaming=True, **RECORDED, **changes, **more)
+            del config["dataloader_num_workers"], config["num_epochs"]
+            commands.train(config, folder / run)
     return folder
 
 
@@ -251,8 +237,7 @@ def test_axolotl_run_on_streams_goes_on_exactly(axolotl, name):
     assert sorted(expected) == list(range(20))
     assert runs.stream(later) == {step: rows for step, rows in expected.items() if step >= 10}
     assert runs.history(later) == runs.history(first)
-    one, other = load_file(first / "model.safetensors"), load_file(later / "model.safetensors")
-    assert all((one[weight] == other[weight]).all() for weight in one)
+    assert commands.same_weights(first, later)
 
 
 def test_axolotl_reads_streams_in_order_where_they_are_not_shuffled(axolotl):

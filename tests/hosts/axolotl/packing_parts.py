@@ -1,19 +1,11 @@
-"""A trainer class that writes down what packed batches hold, for the tests of packing in Axolotl.
-
-`python -m tests.hosts.axolotl.packing_parts CONFIG.yml ...`: as `axolotl_forks`, Axolotl's packing code compiled once.
-"""
+"""A trainer class that writes down what packed batches hold, for the tests of packing in Axolotl."""
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from axolotl.core.trainers import AxolotlTrainer
-from axolotl.utils.samplers.multipack import allocate_sequentially, pack_group
-
-from tests.hosts.axolotl import forks as axolotl_forks
 
 
 class PackedRecorder(AxolotlTrainer):
@@ -76,10 +68,3 @@ def sequences(tokens, labels, positions):
         for start, end in pairwise(starts)
     ]
     return [part for part in parts if set(part[0]) != {2}]  # <pad>
-
-
-if __name__ == "__main__":
-    lengths = np.array([1, 1], dtype=np.int32)
-    pack_group(lengths, 0, 2, 2, 2, True)
-    allocate_sequentially(lengths, 0, 2, 1)
-    sys.exit(axolotl_forks.main(sys.argv[1:]))

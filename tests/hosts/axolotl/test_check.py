@@ -15,13 +15,13 @@ pytest.importorskip("axolotl")
 
 from tests.detections import make_document
 from tests.hosts import runs
+from tests.hosts.axolotl.commands import ROOT, train
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
 from versatune_plugin import cli
 from versatune_plugin.config.handover import KEY
 from versatune_plugin.hosts.axolotl import check as axolotl_planning
 from versatune_plugin.hosts.plan import format_plan
 
-ROOT = Path(__file__).parents[3]
 VARIANTS = {
     "tokens": {"max_steps": None, "num_epochs": 1.5, "dataloader_num_workers": None},
     "packed": {"max_steps": None, "num_epochs": 1.3, "sample_packing": True, "attn_implementation": "eager"},
@@ -119,9 +119,7 @@ def planned_and_run(workspace, tmp_path_factory):
     assert alone.returncode == 0, said[1][-3000:]
     assert not any((folder / name / "out").exists() for name in VARIANTS)
     assert [file.name for file in paths["tokens"].parent.iterdir()] == ["config.yml"]
-    command = [sys.executable, "-m", "tests.hosts.axolotl.packing_parts", *map(str, paths.values())]
-    subprocess.run(command, cwd=ROOT, env=environment, check=False, timeout=120)
-    texts = {name: path.with_name("log.txt").read_text(encoding="utf-8") for name, path in paths.items()}
+    texts = {name: train(yaml.safe_load(path.read_text()), path.parent) for name, path in paths.items()}
     return {name: (plans[name], runs.history(path.parent / "out"), texts[name]) for name, path in paths.items()}, said
 
 

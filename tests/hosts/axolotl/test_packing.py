@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.hosts import runs
-from tests.hosts.axolotl.test_runs import axolotl, command, environment, weights
+from tests.hosts.axolotl.commands import axolotl, launched, same_weights, train
 from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, axolotl_config
 from versatune_plugin.hosts.axolotl.config import fill_in
 
@@ -55,12 +53,11 @@ def config_of(workspace: Path, folder: Path, block: dict, **changes) -> dict:
 def packed(workspace, tmp_path_factory):
     """The folder of every run; those that go on from a checkpoint are named `<name> resumed`."""
     root = tmp_path_factory.mktemp("packed")
-    folders, configs = {}, []
+    folders = {}
 
     def add(name, config):
         folders[name] = Path(config["output_dir"])
-        command(config, folders[name].parent)
-        configs.append(str(folders[name].parent / "config.yml"))
+        train(config, folders[name].parent)
 
     for name, (changes, block) in RUNS.items():
         add(name, config_of(workspace, root / name, block, **changes))
@@ -76,13 +73,6 @@ def packed(workspace, tmp_path_factory):
         plain[key] = [{k: v for k, v in entry.items() if k != "domain"} for entry in plain[key]]
     del plain["versatune"]
     add("plain", plain)
-    shutil.copytree(workspace / "model", root / "no weights", ignore=shutil.ignore_patterns("*.safetensors"))
-    signal = config_of(workspace, root / "signal", {"signal": "train"})
-    add("signal", signal | {"base_model": str(root / "no weights")})
-    subprocess.run([sys.executable, "-m", PARTS, *configs], env=environment(), check=False)
-    for name, folder in folders.items():
-        if name != "signal":
-            assert (folder / "model.safetensors").exists(), (folder.parent / "log.txt").read_text()[-3000:]
     return folders
 
 
@@ -217,17 +207,13 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(packed, name, step):
     expected = {number: of_step for number, of_step in runs.stream(whole).items() if number >= step}
     assert runs.stream(resumed) == expected
     assert runs.history(resumed) == runs.history(whole)
-    ours, theirs = weights(resumed), weights(whole)
-    assert all((ours[key] == theirs[key]).all() for key in theirs)
+    assert same_weights(resumed, whole)
 
 
 def test_two_processes_train_on_disjoint_bins_of_one_stream(packed, workspace, tmp_path):
     config = config_of(workspace, tmp_path, {}, gradient_accumulation_steps=1)
     config["plugins"] = ["tests.hosts.axolotl.parts.CpuRanks", *config["plugins"]]
-    status, output = axolotl(
-        config, tmp_path, "--launcher", "torchrun", "--", "--nproc_per_node", "2", ACCELERATE_USE_CPU="true"
-    )
-    assert status == 0, output[-3000:]
+    launched(config, tmp_path, "--launcher", "torchrun", "--", "--nproc_per_node", "2", ACCELERATE_USE_CPU="true")
     both, alone = runs.stream(tmp_path / "out"), runs.stream(packed["whole"])
     assert sorted(both) == sorted(alone) == list(range(14))
     for step, ranks in both.items():
@@ -236,9 +222,12 @@ def test_two_processes_train_on_disjoint_bins_of_one_stream(packed, workspace, t
             assert [batches[0] for batches in ranks] == alone[step][0]
 
 
-def test_losses_of_packed_training_batches_are_refused_before_a_model_is_loaded(packed):
+def test_losses_of_packed_training_batches_are_refused_before_a_model_is_loaded(workspace, tmp_path):
     """The model of this run has no weights, so that loading it would end in another error."""
-    log = (packed["signal"].parent / "log.txt").read_text()
+    shutil.copytree(workspace / "model", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    config = config_of(workspace, tmp_path, {"signal": "train"})
+    status, log = axolotl(config | {"base_model": str(tmp_path / "model")}, tmp_path)
+    assert status == 1
     assert "signal: train: a packed batch does not say which row a loss is of: set sample_packing to false" in log
 
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("axolotl")
 
 from tests.hosts import runs
-from tests.hosts.axolotl.test_runs import RECORDED, axolotl, command, environment
+from tests.hosts.axolotl.commands import RECORDED, environment, launched, train, write
 from tests.hosts.test_processes import check_history, check_rows
 from tests.tiny import axolotl_config
 
@@ -27,9 +27,7 @@ def axolotl_run(workspace: Path, folder: Path, **changes) -> dict:
 @pytest.fixture(scope="module")
 def one(workspace, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("axolotl")
-    command(axolotl_run(workspace, folder), folder)
-    forks = [sys.executable, "-m", "tests.hosts.axolotl.forks", str(folder / "config.yml")]
-    assert subprocess.run(forks, env=environment(), check=False).returncode == 0, (folder / "log.txt").read_text()
+    train(axolotl_run(workspace, folder), folder)
     return folder / "out"
 
 
@@ -40,13 +38,12 @@ def check(several: Path, single: Path) -> None:
 
 
 def test_two_axolotl_processes_started_by_accelerate_do_what_one_does(workspace, tmp_path, one):
-    status, output = axolotl(
+    launched(
         axolotl_run(workspace, tmp_path, gradient_accumulation_steps=1),
         tmp_path,
         *("--launcher", "accelerate", "--", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
         ACCELERATE_USE_CPU="true",
     )
-    assert status == 0, output[-3000:]
     check(tmp_path / "out", one)
 
 
@@ -73,9 +70,9 @@ TorchTrainer(
 def test_two_workers_of_ray_do_what_one_process_does(workspace, tmp_path, one):
     """As `axolotl train --use-ray`, which asks for GPUs: the worker gets the validated config, without `domain:`."""
     more = {"use_ray": True, "ray_num_workers": 2, "resources_per_worker": {"CPU": 1}}
-    command(axolotl_run(workspace, tmp_path, gradient_accumulation_steps=1, **more), tmp_path)
+    path = write(axolotl_run(workspace, tmp_path, gradient_accumulation_steps=1, **more), tmp_path)
     finished = subprocess.run(
-        [sys.executable, "-c", ON_RAY, str(tmp_path / "config.yml"), str(tmp_path / "ray")],
+        [sys.executable, "-c", ON_RAY, str(path), str(tmp_path / "ray")],
         env=environment(ACCELERATE_USE_CPU="true"),
         capture_output=True,
         text=True,

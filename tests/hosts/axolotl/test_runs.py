@@ -1,19 +1,13 @@
 """Real Axolotl runs through its command line, as a user starts them."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 pytest.importorskip("axolotl")
 
@@ -21,12 +15,11 @@ from huggingface_hub import ModelCard
 
 from tests import tiny
 from tests.hosts import runs
+from tests.hosts.axolotl.commands import RECORDED, axolotl, launched, same_weights, start, train
 from tests.tiny import DOMAINS, axolotl_config, write_jsonl
 from versatune_plugin.signals import learnable_potential
 from versatune_plugin.strategies import foster
 
-ROOT = Path(__file__).parents[3]
-RECORDED = {"trainer_cls": "tests.hosts.axolotl.parts.RecordedTrainer"}
 LORA = {
     "adapter": "lora",
     "lora_r": 4,
@@ -40,39 +33,6 @@ LORA = {
 }
 
 
-def command(config: dict, folder: Path, *arguments: str, action: str = "train") -> list[str]:
-    folder.mkdir(exist_ok=True)
-    path = folder / "config.yml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return [sys.executable, "-m", "axolotl.cli.main", action, str(path), *arguments]
-
-
-def environment(**more: str) -> dict[str, str]:
-    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Axolotl looks for torchrun there
-    return os.environ | {"PYTHONPATH": str(ROOT), "PATH": commands} | more
-
-
-def axolotl(config: dict, folder: Path, *arguments: str, action: str = "train", **more: str) -> tuple[int, str]:
-    """Exit status and output of one command."""
-    if action == "train" and not arguments:
-        arguments = ("--launcher", "python")
-    finished = subprocess.run(
-        command(config, folder, *arguments, action=action),
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    return finished.returncode, finished.stdout + finished.stderr
-
-
-def weights(folder: Path) -> dict:
-    from safetensors.numpy import load_file
-
-    return load_file(next(iter(folder.glob("*.safetensors"))))
-
-
 @pytest.fixture(scope="module")
 def whole_run(workspace, tmp_path_factory):
     """A full fine-tune with a trainer class of the user's own, over an epoch boundary and five updates."""
@@ -80,9 +40,7 @@ def whole_run(workspace, tmp_path_factory):
     config = axolotl_config(workspace, folder / "out", **RECORDED)
     del config["max_steps"]  # 2 epochs of 32 samples in steps of 4: 16 steps
     config["versatune"]["samples_per_epoch"] = 32
-    status, output = axolotl(config, folder)
-    assert status == 0, output[-3000:]
-    return config, folder / "out", output
+    return config, folder / "out", train(config, folder)
 
 
 def test_history_follows_from_its_own_measured_losses(whole_run):
@@ -137,35 +95,25 @@ def test_killed_axolotl_run_resumes_exactly(whole_run, tmp_path):
     config, whole, _ = whole_run
     output_dir = tmp_path / "out"
     config = config | {"output_dir": str(output_dir), "auto_resume_from_checkpoints": True}
-    process = subprocess.Popen(
-        command(config, tmp_path, "--launcher", "python"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start(config, tmp_path)
     deadline = time.monotonic() + 120
     while runs.num_lines(output_dir / "stream-0.jsonl") < 17 and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -9
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
     assert (output_dir / "checkpoint-5").exists()
-    status, output = axolotl(config, tmp_path)
-    assert status == 0, output[-3000:]
-    assert "resumed at step" in output
+    assert "resumed at step" in train(config, tmp_path)
     assert runs.stream(output_dir) == runs.stream(whole)
     assert runs.history(output_dir) == runs.history(whole)
-    expected, got = weights(whole), weights(output_dir)
-    assert all((expected[name] == got[name]).all() for name in expected)
+    assert same_weights(whole, output_dir)
 
 
 def test_two_axolotl_processes_train_on_the_rows_of_one(whole_run, tmp_path):
     config, whole, _ = whole_run
     config = config | {"output_dir": str(tmp_path / "out"), "gradient_accumulation_steps": 1}
     config["plugins"] = ["tests.hosts.axolotl.parts.CpuRanks", *config["plugins"]]
-    status, output = axolotl(
-        config, tmp_path, "--launcher", "torchrun", "--", "--nproc_per_node", "2", ACCELERATE_USE_CPU="true"
-    )
-    assert status == 0, output[-3000:]
+    launched(config, tmp_path, "--launcher", "torchrun", "--", "--nproc_per_node", "2", ACCELERATE_USE_CPU="true")
 
     def rows(output_dir):
         return {
@@ -185,8 +133,7 @@ def test_lora_run_with_domains_by_path_and_held_out_rows_split_off(workspace, tm
     del config["test_datasets"]
     paths = {entry.pop("domain"): [entry["path"]] for entry in config["datasets"]}
     config["versatune"]["domains"] = paths
-    status, output = axolotl(config, tmp_path)
-    assert status == 0, output[-3000:]
+    train(config, tmp_path)
     last = runs.history(tmp_path / "out")[-1]
     assert last["num_rows_by_domain"] == {domain: number - 8 for domain, number in tiny.NUM_ROWS.items()}
     assert last["proportions"] != last["proportions_before"]
@@ -200,8 +147,7 @@ def test_qlora_run_with_domains_in_a_column(workspace, tmp_path):
     del config["test_datasets"]
     config |= {"adapter": "qlora", "datasets": [{"path": str(path), "ds_type": "json", "type": "alpaca"}]}
     config["versatune"]["domain_column"] = "subject"
-    status, output = axolotl(config, tmp_path)
-    assert status == 0, output[-3000:]
+    train(config, tmp_path)
     last = runs.history(tmp_path / "out")[-1]
     assert last["num_rows_by_domain"] == dict.fromkeys(sorted(DOMAINS), 30)
     assert last["step"] == 4
@@ -217,8 +163,7 @@ def test_preprocessed_rows_are_used_and_an_edit_is_noticed(workspace, tmp_path):
     prepared = sorted(path.name for path in (tmp_path / "prepared").iterdir())
     assert [name.rpartition("-")[0] for name in prepared] == sorted(DOMAINS)
     write_jsonl(tmp_path / "data" / "law" / "train.jsonl", tiny.make_rows("law", 50))
-    status, output = axolotl(config, tmp_path)
-    assert status == 0, output[-3000:]
+    train(config, tmp_path)
     assert runs.history(tmp_path / "out")[0]["num_rows_by_domain"]["law"] == 50
     added = {path.name for path in (tmp_path / "prepared").iterdir()} - set(prepared)
     assert [name.rpartition("-")[0] for name in added] == ["law"], "the other domains are used as preprocessed"
@@ -258,8 +203,7 @@ def test_plugin_without_a_block_changes_nothing(workspace, tmp_path):
     del config["versatune"]
     for entry in config["datasets"] + config["test_datasets"]:
         del entry["domain"]
-    assert axolotl(config, tmp_path)[0] == 0
-    assert axolotl(config | {"plugins": [], "output_dir": str(tmp_path / "without")}, tmp_path)[0] == 0
-    with_plugin, without = weights(tmp_path / "with"), weights(tmp_path / "without")
-    assert all((with_plugin[name] == without[name]).all() for name in without)
+    train(config, tmp_path)
+    train(config | {"plugins": [], "output_dir": str(tmp_path / "without")}, tmp_path)
+    assert same_weights(tmp_path / "with", tmp_path / "without")
     assert not (tmp_path / "with" / "versatune").exists()
