@@ -1,29 +1,10 @@
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 import versatune_plugin
+from tests.imports import HEAVY, modules_loaded_by, run_python
 
-REPOSITORY = Path(__file__).parents[1]
-HEAVY = (
-    "torch",
-    "transformers",
-    "trl",
-    "axolotl",
-    "accelerate",
-    "datasets",
-    "jinja2",
-    "lm_eval",
-    "pyarrow",
-    "pandas",
-    "matplotlib",
-    "sklearn",
-    "scipy",
-    "openai",
-)
 LIGHT_MODULES = (
     "domains",
     "signals",
@@ -56,17 +37,6 @@ LIGHT_MODULES = (
     "evaluation.run",
     "quickstart",
 )
-
-
-def run_python(code):
-    """The standard output of a fresh interpreter."""
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout.strip()
-
-
-def modules_loaded_by(statement):
-    return set(run_python(f"import sys\n{statement}\nprint(*sys.modules)").split())
 
 
 @pytest.mark.parametrize("module", ["versatune_plugin", *(f"versatune_plugin.{name}" for name in LIGHT_MODULES)])

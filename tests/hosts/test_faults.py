@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("trl")
 
 from tests.hosts import inside, runs
-from tests.hosts.trl.test_runs import HELDOUT, text, tokens_only
+from tests.hosts.rows import HELDOUT, text, tokens_only
 from tests.tiny import DOMAINS, NUM_ROWS, make_rows
 from versatune_plugin.files.history import history_path
 

@@ -10,7 +10,7 @@ pytest.importorskip("trl")
 import torch
 
 from tests.hosts import inside, runs
-from tests.hosts.trl.test_runs import prompts, tokenizer
+from tests.hosts.rows import prompts, tokenizer
 from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, make_rows
 from versatune_plugin import VersaTuneSFTTrainer
 from versatune_plugin.config.measured import ReferenceRun

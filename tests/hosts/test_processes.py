@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("trl")
 
 from tests.hosts import inside, launched, runs
+from tests.hosts.compared import check_history, check_rows
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0", "--num_processes"]
@@ -85,16 +86,6 @@ def two(workspace, tmp_path_factory):
     return folder
 
 
-def check_rows(several: Path, single: Path, num_ranks: int) -> None:
-    """Every rank trained on its own part of the block that one process takes at a step, in the stream's order."""
-    shared, whole = runs.stream(several), runs.stream(single)
-    assert sorted(shared) == sorted(whole)[5 if several.name.endswith("resumed") else 0 :]
-    for step, ranks in shared.items():
-        assert len(ranks) == num_ranks
-        dealt_out = [row for batches in zip(*ranks, strict=True) for batch in batches for row in batch]
-        assert dealt_out == [row for batch in whole[step][0] for row in batch]
-
-
 def check_ranks_agree(folder: Path, num_ranks: int) -> dict:
     decided = [json.loads((folder / f"decided-{rank}.json").read_text()) for rank in range(num_ranks)]
     if folder.name.startswith("dispatch"):  # the first process reads for all
@@ -102,29 +93,6 @@ def check_ranks_agree(folder: Path, num_ranks: int) -> dict:
             del rank["state"]["feed"]["num_drawn"]
     assert all(other == decided[0] for other in decided[1:])
     return decided[0]
-
-
-def check_history(several: Path, single: Path, within: float) -> None:
-    """Same lines, and the same numbers in them as far as floating point allows."""
-    ours, theirs = runs.history(several), runs.history(single)
-    moved = {str(record["proportions"]) for record in ours}
-    assert len(moved) > 2, "the proportions never moved"
-    for record, expected in zip(ours, theirs, strict=True):
-        for each in (record, expected):
-            each.pop("run")  # how many micro-batches make a step
-        assert_close(record, expected, within)
-
-
-def assert_close(got, expected, within: float, where: str = "") -> None:
-    assert type(got) is type(expected), where
-    if isinstance(expected, dict):
-        assert list(got) == list(expected), where
-        for key in expected:
-            assert_close(got[key], expected[key], within, f"{where}.{key}")
-    elif isinstance(expected, float):
-        assert got == pytest.approx(expected, abs=within, rel=0), where
-    else:
-        assert got == expected, where
 
 
 @pytest.mark.parametrize("name", ["probe", "still", "train"])

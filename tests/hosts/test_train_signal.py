@@ -11,7 +11,7 @@ pytest.importorskip("trl")
 import torch
 
 from tests.hosts import inside, runs
-from tests.hosts.trl.test_runs import prompts, tokenizer
+from tests.hosts.rows import prompts, tokenizer
 from tests.tiny import DOMAINS, NUM_ROWS
 
 MIXED_FORMS = {"law": runs.text_rows, "medicine": prompts, "code": prompts}  # all targets, or the completion's

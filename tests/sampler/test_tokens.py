@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sampler.test_draws import count_calls, make_sampler, play, proportion_vectors, take
+from tests.sampler.samplers import count_calls, make_sampler, play, proportion_vectors, take
 from versatune_plugin.sampler.permutation import RowOrder
 
 ROWS = [50, 30, 20]

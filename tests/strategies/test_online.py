@@ -189,11 +189,11 @@ def test_odm_drifts_back_to_even_shares_as_the_exploration_rate_falls():
     assert after[1000] == pytest.approx([0.43, 0.28, 0.30], abs=0.005)
 
 
-def test_odm_survives_a_million_updates():
+def test_odm_survives_a_hundred_thousand_updates():
     losses_by_update = np.random.default_rng(0).uniform(0.01, 20.0, (1000, 3))
     estimates, proportions = np.zeros(3), np.array([1.0, 0.0, 0.0])
-    rates = [exploration(3, update) for update in range(1_000_001)]
-    for update in range(1, 1_000_001):
+    rates = [exploration(3, update) for update in range(100_001)]
+    for update in range(1, 100_001):
         # one NaN or infinity would stay in the moving average to the end
         estimates = reward_estimates(estimates, losses_by_update[update % 1000], proportions, 0.5, rates[update - 1])
         proportions = policy(estimates, update)

@@ -11,7 +11,7 @@ pytest.importorskip("axolotl")
 
 from tests.hosts import runs
 from tests.hosts.axolotl.commands import RECORDED, environment, launched, train, write
-from tests.hosts.test_processes import check_history, check_rows
+from tests.hosts.compared import check_history, check_rows
 from tests.tiny import axolotl_config
 
 

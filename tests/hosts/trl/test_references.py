@@ -14,7 +14,7 @@ pytest.importorskip("trl")
 
 from tests.hosts import inside, runs
 from tests.hosts.reference_files import make_byte_model, numbers_of
-from tests.hosts.trl.test_runs import HELDOUT, text
+from tests.hosts.rows import HELDOUT, text
 from tests.tiny import DOMAINS, NUM_ROWS
 from versatune_plugin import VersaTuneSFTTrainer
 from versatune_plugin.config.measured import ReferenceRun

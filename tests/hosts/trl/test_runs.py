@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM, Train
 pytest.importorskip("trl")
 
 from tests.hosts import inside, runs
-from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, WORDS, make_rows
+from tests.hosts.rows import HELDOUT, chats, prompts, text, tokenizer, tokens_only
+from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, WORDS
 from versatune_plugin.files.history import history_path, read_history
 from versatune_plugin.strategies import foster
 
@@ -24,46 +25,6 @@ CHAT = (
     "{% for message in messages %}<s>{{ message.role }}: {{ message.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
-
-
-def prompts(domain: str, num_rows: int, start: int = 0):
-    from datasets import Dataset
-
-    return Dataset.from_list(
-        [
-            {"prompt": row["instruction"], "completion": " " + row["output"]}
-            for row in make_rows(domain, num_rows, start)
-        ]
-    )
-
-
-def chats(domain: str, num_rows: int, start: int = 0):
-    from datasets import Dataset
-
-    return Dataset.from_list(
-        [
-            {
-                "messages": [
-                    {"role": "user", "content": row["instruction"]},
-                    {"role": "assistant", "content": row["output"]},
-                ]
-            }
-            for row in make_rows(domain, num_rows, start)
-        ]
-    )
-
-
-def tokenizer(workspace, **changes):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(workspace / "model", **changes)
-
-
-def text(by_domain=NUM_ROWS, start: int = 0) -> dict:
-    return {domain: runs.text_rows(domain, number, start) for domain, number in by_domain.items()}
-
-
-HELDOUT = dict.fromkeys(DOMAINS, NUM_HELDOUT)
 
 
 # Rows
@@ -232,18 +193,6 @@ def test_pretokenised_rows_give_the_same_run_as_their_text(workspace, tmp_path, 
     assert runs.stream(tmp_path / "tokens") == runs.stream(tmp_path / "text")
     assert runs.history(tmp_path / "tokens") == runs.history(tmp_path / "text")
     assert inside.same_weights(inside.weights(trainer), inside.weights(given))
-
-
-def tokens_only(workspace, by_domain: dict, kind: str | None = None) -> dict:
-    """Rows with nothing but `input_ids`, as HF tutorials make them."""
-    from datasets import Dataset, Features, Sequence, Value
-
-    words = tokenizer(workspace)
-    features = Features({"input_ids": Sequence(Value(kind))}) if kind else None
-    return {
-        domain: Dataset.from_dict({"input_ids": [words(said)["input_ids"] for said in rows["text"]]}, features=features)
-        for domain, rows in by_domain.items()
-    }
 
 
 def test_rows_without_labels_count_every_token_where_preparation_is_skipped(workspace, tmp_path):
