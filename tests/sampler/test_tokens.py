@@ -59,7 +59,7 @@ def cost_by_domain(sampler, costs, rows):
 # --- fair shares --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(mixtures(max_stretches=10))
 def test_costs_stay_within_the_longest_row_of_their_share_after_any_changes(mixture):
     rows, costs, block_size, stretches = mixture
