@@ -60,10 +60,10 @@ class History:
         self.path = path
         self._waiting: deque[bytes] = deque()  # not on the disk yet
         path.parent.mkdir(parents=True, exist_ok=True)
-        goes_on = go_on_from is not None and go_on_from.exists()
-        is_another = path.exists() and not (goes_on and path.samefile(go_on_from))
+        before = go_on_from if go_on_from is not None and go_on_from.exists() else None
+        is_another = path.exists() and (before is None or not path.samefile(before))
         with replacing(path) as file:
-            file.writelines(_lines_until(go_on_from, until_step) if goes_on else ())
+            file.writelines(() if before is None else _lines_until(before, until_step))
             if is_another and path.stat().st_size:
                 os.replace(path, _unused(path.with_name("history.previous.jsonl")))
 

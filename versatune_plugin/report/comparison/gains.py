@@ -18,7 +18,8 @@ _FEWEST_AXES = 3  # of a radar chart
 def gains_by_domain(comparison: Comparison, scores: Sequence[Scores]) -> Section:
     """Radar charts: how far each domain's loss fell, and the scores; bars where there are fewer than three domains."""
     alike, run_marks = comparison.alike, marks_of_runs(comparison)
-    baseline, parts, points = comparison.baseline.name, [], [] if alike else [NO_GAINS]
+    baseline, points = comparison.baseline.name, [] if alike else [NO_GAINS]
+    parts: list[Table | Chart] = []
     if alike:
         gains, domains = {outcome.name: outcome.gains() for outcome in alike}, alike[0].domains
         series = [_series(name, gains[name], domains, run_marks) for name in gains]
