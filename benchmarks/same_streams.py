@@ -2,8 +2,8 @@
 
 Every setting is a real run of a tiny model on a CPU: {TRL, Axolotl} with loader workers, accumulation, several epochs
 whose rows do not divide, packed rows, tokens as the unit, streams, two processes, several strategies, and resumes.
-Compared bit for bit are the batches that reached the model by rank and step, all numbers of the history but seconds,
-and the final weights.
+Compared bit for bit are the batches that reached the model by rank and step, all numbers of the history but seconds
+and the settings that were given, and the final weights.
 
     python benchmarks/same_streams.py --before OLD_CHECKOUT --after NEW_CHECKOUT [--settings PART ...]
 
@@ -330,10 +330,10 @@ def outcome(name: str, workspace: Path, folder: Path) -> dict:
 
 
 def numbers(value, place: str = ""):
-    """All numbers below a JSON value by their place, but for what took how long."""
+    """All numbers below a JSON value by their place, but for what took how long and the settings that were given."""
     if isinstance(value, dict):
         for key, below in value.items():
-            if "seconds" not in key:
+            if "seconds" not in key and key != "settings":
                 yield from numbers(below, f"{place}.{key}".lstrip("."))
     elif isinstance(value, list):
         for index, below in enumerate(value):

@@ -204,7 +204,10 @@ def test_what_is_measured_first_is_named(write, light):
     assert "steps: law 12, medicine 12, code 12" in said["made first"]
     finished = Path("versatune/references.runs/law/run.json")
     finished.parent.mkdir(parents=True)
-    finished.write_text(json.dumps({"schema": "versatune/reference-run", "version": 1, "identity": {}, "result": {}}))
+    shown = {"reference_loss": 1.0, "curve": [{"epoch": 0.0, "step": 0, "loss": 1.0}], "stopped_early": False}
+    shown |= {"seconds": 1.0, "probe": {}, "data": None}
+    run = {"schema": "versatune/reference-run", "version": 1, "identity": {}, "result": shown}
+    finished.write_text(json.dumps(run))
     said = facts(check(path, "--processes", "2").stdout)
     assert "on 2 of 3 domains" in said["made first"]
     assert "finished before, if their settings still hold: law" in said["made first"]
