@@ -80,21 +80,23 @@ class Trainer:
 
     train_losses = None
     resumed_from = None
-    loss_unit = "token"
-    probe_facts = None
-    probe_share = None
-    num_rows_by_domain = SIZES
-    args = SimpleNamespace(world_size=1)
-    callback_handler = SimpleNamespace(callbacks=[])
 
     def __init__(self, sampler) -> None:
-        self.feed = self.mixture_sampler = sampler
+        from versatune_plugin.hosts.steered import Facts
+
+        self.facts = Facts(num_rows_by_domain=SIZES, fingerprints={}, probe=None, probe_share=None, versions={})
+        self.feed = sampler
         self._losses = Losses()
         self.num_checked = 0
 
-    def probe_losses(self):
+    def end_step(self) -> None:
+        """Nothing to add up."""
+
+    def measure(self, step):
         """The losses, no pieces, and no seconds."""
-        return self._losses(), None, 0.0
+        from versatune_plugin.mixture.steering import Measurement
+
+        return Measurement(losses=self._losses())
 
     def amounts_of_steps(self, first, last):
         """Rows of 100 tokens, half of them targets."""
@@ -141,7 +143,7 @@ def measure(name: str, num_updates: int, folder: Path, trace: bool) -> dict:
     sampler = MixtureSampler(SIZES, start, block_size=BLOCK_SIZE, num_samples=BLOCK_SIZE)
     trainer = Trainer(sampler)
     trainer.settings_of_run = settings_of
-    callback = VersaTuneCallback(trainer, {}, logging.getLogger("updates"))
+    callback = VersaTuneCallback(trainer, logging.getLogger("updates"))
     args = SimpleNamespace(
         output_dir=str(folder),
         dataloader_num_workers=0,

@@ -288,5 +288,8 @@ def test_history_says_what_was_used_and_how_long_a_line_took(finished):
     assert all(0 <= record.probe_seconds <= record.seconds < 60 for record in records)
     assert list(run["versions"]) == ["versatune_plugin", "torch", "transformers", "trl"]
     assert all(re.match(r"\d+\.\d+", version) for version in run["versions"].values())
-    assert len(run["fingerprints"]) == 2 * len(DOMAINS)
+    assert {rows: len(found) for rows, found in run["fingerprints"].items()} == {
+        "training_rows": len(DOMAINS),
+        "heldout_rows": len(DOMAINS),
+    }
     assert run["sources"] == {"detection": None, "references": None}

@@ -89,28 +89,30 @@ def test_loss_is_the_mean_over_target_tokens_with_prompt_and_padding_masked(work
     )
     trainer.model.eval()
     words = tokenizer(workspace)
-    assert trainer.probe_losses()[0] == pytest.approx(naive_losses(trainer, words), rel=1e-5)
+    assert trainer.probe_losses().losses == pytest.approx(naive_losses(trainer, words), rel=1e-5)
     trainer.train()
     trainer.model.eval()
     expected = naive_losses(trainer, words)
-    assert trainer.probe_losses()[0] == pytest.approx(expected, rel=1e-5)
+    assert trainer.probe_losses().losses == pytest.approx(expected, rel=1e-5)
     assert inside.vector(runs.history(tmp_path)[-1], "losses") == pytest.approx(expected, rel=1e-5)
 
 
 def test_loss_does_not_depend_on_the_batch_size(workspace, tmp_path):
     trainer = inside.build(workspace, tmp_path, versatune=inside.block(probe={"rows_per_domain": 12}))
-    single = trainer.probe_losses()[0]
+    single = trainer.probe_losses().losses
     for batch_size in (2, 3):
-        losses, pieces, _ = in_batches(trainer, batch_size)
+        measured = in_batches(trainer, batch_size)
+        losses, pieces = measured.losses, measured.pieces
         assert losses == pytest.approx(single, rel=1e-6)
         assert pieces[2].max() == batch_size
 
 
 def test_rows_that_share_a_pass_without_padding_do_not_see_each_other(workspace, tmp_path):
     block = inside.block(probe={"rows_per_domain": 12})
-    single = inside.build(workspace, tmp_path / "padded", versatune=block).probe_losses()[0]
+    single = inside.build(workspace, tmp_path / "padded", versatune=block).probe_losses().losses
     trainer = inside.build(workspace, tmp_path / "free", versatune=block, padding_free=True, max_length=None)
-    losses, pieces, _ = in_batches(trainer, 3)
+    measured = in_batches(trainer, 3)
+    losses, pieces = measured.losses, measured.pieces
     assert losses == pytest.approx(single, rel=1e-6)
     assert pieces[2].max() == 3
 
@@ -128,7 +130,7 @@ def test_default_rows_keep_the_predicted_share_within_the_budget_or_are_the_fewe
     per_row = np.mean([np.mean([len(row) for row in part["input_ids"]]) for part in domains_of(trainer)])
     # 3 probes of so many forward passes, each trained row at three
     share = 3 * tokens / (3 * tokens + 20 * train_batch_size * per_row * 3)
-    assert trainer.probe_share == pytest.approx(share, rel=1e-9)
+    assert trainer.facts.probe_share == pytest.approx(share, rel=1e-9)
     assert f"predicted to take {100 * share:.1f} % of the run" in caplog.text
     if train_batch_size == 2:
         assert rows == [8, 8, 8]
@@ -161,7 +163,8 @@ def test_pieces_add_up_to_the_losses(workspace, tmp_path, monkeypatch, loss_unit
     monkeypatch.setattr(VersaTuneSFTTrainer, "reference_run", ReferenceRun(domain="law", loss_unit=loss_unit))
     block = inside.block(probe={"rows_per_domain": 9})
     trainer = inside.build(workspace, tmp_path, versatune=block)
-    losses, pieces, _ = trainer.probe_losses()
+    measured = trainer.probe_losses()
+    losses, pieces = measured.losses, measured.pieces
     assert pieces.shape == (3, 10, len(DOMAINS))
     assert pieces.dtype == np.float64
     assert (pieces[0].sum(axis=0) / pieces[1].sum(axis=0)).tolist() == losses.tolist()
@@ -184,7 +187,7 @@ def test_losses_and_errors_are_recorded(workspace, tmp_path):
     assert first["forgetting_error"] is None
     assert all(error > 0 for record in later for error in record["forgetting_error"].values())
     assert all(0 < record["loss_errors"][d] < record["losses"][d] for record in (first, *later) for d in DOMAINS)
-    _, pieces, _ = trainer.probe_losses()
+    pieces = trainer.probe_losses().pieces
     assert inside.vector(later[-1], "loss_errors") == pytest.approx(loss_errors(pieces), rel=1e-6)
 
 

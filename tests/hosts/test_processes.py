@@ -90,7 +90,7 @@ def check_ranks_agree(folder: Path, num_ranks: int) -> dict:
     decided = [json.loads((folder / f"decided-{rank}.json").read_text()) for rank in range(num_ranks)]
     if folder.name.startswith("dispatch"):  # the first process reads for all
         for rank in decided:
-            del rank["state"]["feed"]["num_drawn"]
+            del rank["state"]["steering"]["feed"]["num_drawn"]
     assert all(other == decided[0] for other in decided[1:])
     return decided[0]
 

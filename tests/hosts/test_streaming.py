@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on_in_the_same_process(workspace, tmp_path, who
 def test_without_a_feed_a_checkpoint_would_keep_nothing_of_a_run(workspace, tmp_path):
     trainer = inside.train(workspace, tmp_path, rows=streams(), max_steps=3)
     callback = next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "VersaTuneCallback")
-    assert callback.state()["attributes"]["feed"]["step"] == 3
+    assert callback.state()["attributes"]["steering"]["feed"]["step"] == 3
     trainer.feed = None
     assert callback.state() == {"args": {}, "attributes": {}}
 

@@ -275,11 +275,11 @@ def test_a_history_that_breaks_off_is_said_with_its_problem():
     ("changes", "words"),
     [
         ({"reference_losses": {"law": 1.0, "code": 1.0}}, "other reference losses than uni"),
-        ({"fingerprints": {"training rows of 'law'": "y"}}, "trained on other rows: training rows of 'law'"),
+        ({"fingerprints": {"training_rows": {"law": "y"}}}, "trained on other rows of law"),
     ],
 )
 def test_other_references_and_rows_are_said(changes, words):
-    base = make_run("uni", reference_losses={"law": 2.0, "code": 1.0}, fingerprints={"training rows of 'law'": "x"})
+    base = make_run("uni", reference_losses={"law": 2.0, "code": 1.0}, fingerprints={"training_rows": {"law": "x"}})
     assert any(words in warning for warning in warnings_of(base, make_other(**changes)))
     assert not any(words in warning for warning in warnings_of(base, copy.deepcopy(base)))
 

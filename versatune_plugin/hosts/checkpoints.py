@@ -49,6 +49,12 @@ def step_of(checkpoint: str | Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
+def step_of_best(args, state) -> int | None:
+    """The optimizer step of the checkpoint that the host loads after the run as its best; None: it loads none."""
+    best = state.best_model_checkpoint if args.load_best_model_at_end else None
+    return step_of(best) if best else None
+
+
 def _is_whole(checkpoint: Path, args, sharded: bool) -> bool:
     """Whether everything a resume needs is there, to the last byte."""
     try:
@@ -81,4 +87,4 @@ def _num_shards(weights: Path) -> int:
 def _num_processes(state: dict) -> int | None:
     """Processes of the run that wrote the checkpoint, as the callback noted them."""
     saved = state.get("stateful_callbacks", {}).get("VersaTuneCallback", {})
-    return saved.get("attributes", {}).get("settings", {}).get("number of processes")
+    return saved.get("attributes", {}).get("circumstances", {}).get("num_processes")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from versatune_plugin.config.sections import ReferenceConfig
+
 
 def rows_of_a_step(batch_rows: int, accumulation: int, num_processes: int, *, split_batches: bool = False) -> int:
     """Rows of an optimizer step over all processes.
@@ -93,7 +95,9 @@ class RunLength:
         return self.num_steps * self.rows_per_step
 
 
-def steps_of_references(reference, num_rows: Mapping[str, int], rows_per_step: int) -> dict[str, int]:
+def steps_of_references(
+    reference: "ReferenceConfig", num_rows: Mapping[str, int], rows_per_step: int
+) -> dict[str, int]:
     """Optimizer steps of each domain's reference run.
 
     Args:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from versatune_plugin.config.settings import Settings
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts import model_card, stream_checks
 from versatune_plugin.hosts.callback import VersaTuneCallback
-from versatune_plugin.hosts.checkpoints import step_of, whole_checkpoint
+from versatune_plugin.hosts.checkpoints import step_of, step_of_best, whole_checkpoint
 from versatune_plugin.hosts.checks import (
     are_streams,
     check_arguments,
@@ -38,7 +38,8 @@ from versatune_plugin.hosts.checks import (
     settings_of,
 )
 from versatune_plugin.hosts.length import RunLength, rows_per_rank, rows_per_step
-from versatune_plugin.hosts.progress import show_mixture
+from versatune_plugin.hosts.progress import chart_quantities, show_mixture
+from versatune_plugin.hosts.steered import Facts, versions_of
 from versatune_plugin.measuring import references
 from versatune_plugin.measuring.detection.models import SampledModel
 from versatune_plugin.measuring.detection.run import detected_start
@@ -53,8 +54,9 @@ from versatune_plugin.measuring.probes import (
     target_bytes,
 )
 from versatune_plugin.measuring.train_losses import TrainLosses, logits_of
+from versatune_plugin.mixture.steering import Measurement
 from versatune_plugin.sampler.draws import MixtureSampler
-from versatune_plugin.sampler.feed import Feed
+from versatune_plugin.sampler.feed import Feed, RowFeed
 from versatune_plugin.sampler.streams import MixtureStream, first_rows
 
 _REMEDY = (
@@ -87,8 +89,6 @@ class VersaTuneMixin(_Host):
     """Set where the run measures the reference loss of one domain."""
     feed: Feed | None = None
     """What the host's loader reads."""
-    is_running: bool = False
-    """Whether a run has its loader, and with it the feed that the callback steers."""
     resumed_from: str | None = None
     """The checkpoint that the run goes on from."""
     probe_facts: dict[str, dict] | None = None
@@ -96,10 +96,11 @@ class VersaTuneMixin(_Host):
     _streams: Mapping[str, IterableDataset] | None = None
     _recorder: VersaTuneCallback | None = None
     _has_card: bool = False  # the host has written one since the run began
+    _has_charts: bool = False  # the trackers know since then which charts to draw
     train_losses: TrainLosses | None = None
     """Under `signal: train`, what the training batches are measured by."""
-    probe_share: float | None = None
-    """Share of the run's time that its probes are predicted to take; None in a run without probes."""
+    facts: Facts
+    """What stays the same in all its runs."""
 
     def __init__(self, *args, train_dataset=None, eval_dataset=None, versatune=None, **kwargs) -> None:
         if versatune is None:  # the Axolotl plugin brings the mixture after construction
@@ -154,15 +155,24 @@ class VersaTuneMixin(_Host):
             self._sizes, self._row_costs = data.sizes(train, config.unit)
         self._settings = self.settings_of_run(self.run_length.num_steps)
         self._say_what_was_changed()
-        self._probes = None
+        self._probes: Probes | None = None
+        self._probe_share: float | None = None
         if config.measures_probes:
             self._probes = self._build_probes({domain: heldout[domain] for domain in train}, self._plan(train, heldout))
         if config.measures_training:
             self.start_train_losses()
         self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
-        fingerprints = {f"training rows of {domain!r}": value for domain, value in self.data_fingerprints.items()}
-        fingerprints |= {f"held-out rows of {domain!r}": data.fingerprint(rows) for domain, rows in heldout.items()}
-        self._recorder = VersaTuneCallback(self, fingerprints, self._logger)
+        self.facts = Facts(
+            num_rows_by_domain=None if self._streams is not None else self._num_rows_by_domain,
+            fingerprints={
+                "training_rows": self.data_fingerprints,
+                "heldout_rows": {domain: data.fingerprint(rows) for domain, rows in heldout.items()},
+            },
+            probe=self.probe_facts,
+            probe_share=self._probe_share,
+            versions=versions_of(type(self)),
+        )
+        self._recorder = VersaTuneCallback(self, self._logger)
         self.add_callback(self._recorder)
 
     def settings_of_run(self, num_steps: int) -> Settings:
@@ -217,7 +227,7 @@ class VersaTuneMixin(_Host):
                 "tensor, context and sequence parallelism (to share out the model alone, use FSDP or DeepSpeed ZeRO)"
             )
 
-    def check_rows_of(self, path: Path, document: dict, remedy: str) -> None:
+    def check_rows_of(self, path: Path, document: references.References, remedy: str) -> None:
         """Check that the rows of a references.json are those of this run.
 
         Raises:
@@ -299,12 +309,24 @@ class VersaTuneMixin(_Host):
             visible_logger().warning("the reference run has no whole checkpoint: it starts from the beginning")
             self.resumed_from = None
         self._check_ranks_resume_alike()
-        self.feed, self.is_running, self._has_card = None, False, False
+        self.feed, self._has_card, self._has_charts = None, False, False
+        if self._recorder is not None:
+            self._recorder.is_running = False
+        if self.train_losses is not None:
+            self.start_train_losses()  # what an interrupted call of this left does not count
         show_mixture(self)
         if self._recorder in self.callback_handler.callbacks:  # to the end: none may stop the run behind its back
             self.remove_callback(self._recorder)
             self.add_callback(self._recorder)
-        return super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
+        output = super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
+        if self._has_card:  # that of the last checkpoint: now it tells of the run's end
+            self._write_mixture_into_card()
+        return output
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a run has its loader, and with it the feed that the callback steers."""
+        return self._recorder is not None and self._recorder.is_running
 
     def _check_ranks_resume_alike(self) -> None:
         """Make sure that all ranks have found the same checkpoint whole.
@@ -347,42 +369,36 @@ class VersaTuneMixin(_Host):
         if not records or not path.exists():
             return
         try:
-            model_card.write_section(path, records, None if self.is_running else self.step_of_weights)
+            model_card.write_section(path, records, None if self.is_running else step_of_best(self.args, self.state))
         except Exception as error:  # whatever stands in a card or a history, a run must not fail by it
             self._logger.warning("no section on the mixture in %s: %r", path, error)
 
-    @property
-    def step_of_weights(self) -> int | None:
-        """The optimizer step of the checkpoint that the host loads after the run as its best; None: it loads none."""
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        return step_of(best) if best else None
-
-    # What the callback needs
-
-    def finish_model_card(self) -> None:
-        """Bring the card of the run's last checkpoint, where the host has written one, up to its end."""
-        if self._has_card:
-            self._write_mixture_into_card()
+    # What the callback asks for, see `Steered`
 
     @property
     def mixture_sampler(self) -> MixtureSampler | None:
         """The stream that the rows are drawn from; None before the loader was made."""
         return None if self.feed is None else self.feed.sampler
 
-    @property
-    def loss_unit(self) -> str:
-        """``"token"`` or ``"byte"``: what a loss is the mean over."""
-        return self._settings.loss_unit
+    def end_step(self) -> None:
+        """Add up what all ranks have seen of an optimizer step, where training batches are measured."""
+        if self.train_losses is not None:
+            self.train_losses.sync(self.accelerator)
 
-    def probe_losses(self) -> tuple[np.ndarray, np.ndarray, float] | None:
+    def measure(self, step: int) -> Measurement | None:
+        """The losses after an optimizer step; None where nothing is measured."""
+        if self.train_losses is None:
+            return self.probe_losses()
+        return Measurement(losses=self.train_losses.measure(self.accelerator)) if step else None
+
+    def probe_losses(self) -> Measurement | None:
         """Loss of each domain on its probe, its pieces and the seconds; the numbers are the same on all ranks.
 
         The model is the wrapped one that trains, in eval mode; no random number is drawn.
 
         Returns:
-            None in a run without probes. Else the losses, float64, shape (num_domains,), in nats per target token,
-            or per byte of target text where the block says so; the pieces that they are the sum of, shape
-            (3, num_pieces, num_domains), see `signals.loss_errors`; and the seconds it took.
+            None in a run without probes. Losses are float64, in nats per target token, or per byte of target text
+            where the run's references are.
         """
         if self._probes is None:
             return None
@@ -397,17 +413,13 @@ class VersaTuneMixin(_Host):
         if self.args.world_size > 1:
             total = self.accelerator.reduce(torch.tensor(sums, device=self.args.device), reduction="sum")
             sums = broadcast(total).cpu().numpy()
-        if self.loss_unit == "byte":
+        if self._settings.loss_unit == "byte":
             sums[1] = self._probes.num_bytes
         totals, counts = sums.sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             losses = totals / counts
-        return losses, np.stack([*sums, self._probes.num_rows]), time.perf_counter() - began
-
-    @property
-    def num_rows_by_domain(self) -> dict[str, int] | None:
-        """Training rows per domain; None where they are streams."""
-        return self._num_rows_by_domain if self._streams is None else None
+        pieces = np.stack([*sums, self._probes.num_rows])
+        return Measurement(losses=losses, pieces=pieces, seconds=time.perf_counter() - began)
 
     def amounts_of_steps(self, first: int, last: int) -> np.ndarray:
         """What optimizer steps `first` to `last` - 1 trained on, in every unit, per domain.
@@ -419,7 +431,7 @@ class VersaTuneMixin(_Host):
             RuntimeError: On all ranks, where their streams gave other rows.
         """
         if self._streams is None:
-            return self.amounts_by_domain(self.feed.rows_of_steps(first, last))
+            return self.amounts_by_domain(cast(RowFeed, self.feed).rows_of_steps(first, last))
         if self.args.world_size > 1:
             read = json.dumps([self.data_fingerprints, self.feed.state_dict()]).encode()
             digest = int.from_bytes(hashlib.blake2b(read, digest_size=8).digest(), "little", signed=True)
@@ -428,7 +440,7 @@ class VersaTuneMixin(_Host):
                     "the processes read other rows: every one needs the same streams; one that is shuffled needs "
                     "shuffle(seed=...)"
                 )
-        return self.feed.amounts_of_steps(first, last)
+        return cast(MixtureStream, self.feed).amounts_of_steps(first, last)
 
     def amounts_by_domain(self, rows: np.ndarray) -> np.ndarray:
         """The given training rows in every unit, per domain, int64, shape (num_units, num_domains)."""
@@ -457,6 +469,9 @@ class VersaTuneMixin(_Host):
         The base class's `log` is called past the subclass's, which would add the running means of its own
         training metrics to our record and empty them. A log that the host still has to write stays due.
         """
+        if not self._has_charts:
+            self._has_charts = True
+            chart_quantities(self)
         due = self.control.should_log
         Trainer.log(self, dict(numbers))
         self.control.should_log = due
@@ -484,13 +499,13 @@ class VersaTuneMixin(_Host):
     # Probes
 
     def _build_probes(self, heldout: Mapping[str, Dataset], plan: ProbePlan) -> Probes:
-        self.probe_share = plan.share
+        self._probe_share = plan.share
         rows = {
             domain: self._remove_unused_columns(chosen, description="probe")
             for domain, chosen in probe_rows(self._versatune, heldout, plan.num_rows, self.args.seed).items()
         }
         decode = decoder(getattr(self, "processing_class", None))
-        if decode is None and self.loss_unit == "byte":
+        if decode is None and self._settings.loss_unit == "byte":
             raise ValueError("losses per byte need the text of the rows: give the trainer a `processing_class`")
         self.probe_facts = {domain: describe(probe, decode) for domain, probe in rows.items()}
         return build_probes(

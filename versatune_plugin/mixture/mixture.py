@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from versatune_plugin.domains import check_domain_names, check_proportions
+from versatune_plugin.domains import ProportionsLike, check_domain_names, check_proportions
 from versatune_plugin.mixture.guards import Guards
 from versatune_plugin.signals import forgetting_degree, learnable_potential, loss_errors, relative_change_error
 from versatune_plugin.strategies.base import Decision, Observation, Strategy
@@ -69,7 +69,7 @@ class Mixture:
         self,
         domains: Sequence[str],
         strategy: Strategy,
-        proportions,
+        proportions: ProportionsLike,
         reference_losses: np.ndarray | None = None,
         own_reference: bool = False,
         *,
@@ -129,22 +129,24 @@ class Mixture:
 
     def advance(self, step: int, caps: np.ndarray | float = 1.0) -> Update:
         """An update of a strategy that needs no losses, where there are none; as `update` otherwise."""
-        return self._follow(self._observation(step, None, None, None, None), caps, losses=None)
+        return self._follow(self._observation(step), caps, losses=None)
 
-    def _measure(self, losses, pieces, step: int | None, caps) -> Update:
+    def _measure(
+        self, losses: np.ndarray, pieces: np.ndarray | None, step: int | None, caps: np.ndarray | float
+    ) -> Update:
         losses = np.array(losses, dtype=np.float64)
         if pieces is not None and not _are_of_the_same_rows(pieces, self._previous_pieces):
             self._first_losses = self._previous_losses = None  # a resumed run may have others
             self._first_pieces, self._previous_pieces = pieces, None
         before = self.proportions.copy()
         unknown = np.isnan(losses) & (before == 0) & self._of_training
-        measured = {"losses": losses, "loss_errors": None if pieces is None else loss_errors(pieces)}
+        measured: dict[str, Any] = {"losses": losses, "loss_errors": None if pieces is None else loss_errors(pieces)}
         reason = self._reason_to_skip(losses, ~unknown)
         if reason is not None:
             measured |= self._since_start(losses, pieces)
         if reason is not None and step is not None and not self.strategy.needs_losses:
             logger.warning("a loss that cannot be used: %s", reason)
-            return self._follow(self._observation(step, None, None, None, None), caps, **measured)
+            return self._follow(self._observation(step), caps, **measured)
         if reason is not None:
             logger.warning("update skipped, proportions stay: %s", reason)
             return Update(**measured, proportions_before=before, proportions=before.copy(), skipped=reason)
@@ -158,7 +160,7 @@ class Mixture:
         since_start = _known(forgetting_degree(losses, self._first_losses))
         first = losses if self._first_losses is None else self._first_losses
         self._first_losses = np.where(np.isnan(first), losses, first)
-        error = None if self._previous_pieces is None else relative_change_error(pieces, self._previous_pieces)
+        error = _change_error(pieces, self._previous_pieces)
         self._previous_losses, self._previous_pieces = losses, pieces
         measured |= self._since_start(losses, pieces) | {
             "potential": potential,
@@ -178,10 +180,17 @@ class Mixture:
             return {}
         return {
             "change_since_start": losses / self._first_losses - 1,
-            "change_since_start_error": None if pieces is None else relative_change_error(pieces, self._first_pieces),
+            "change_since_start_error": _change_error(pieces, self._first_pieces),
         }
 
-    def _observation(self, step, losses, potential, forgetting, since_start) -> Observation:
+    def _observation(
+        self,
+        step: int,
+        losses: np.ndarray | None = None,
+        potential: np.ndarray | None = None,
+        forgetting: np.ndarray | None = None,
+        since_start: np.ndarray | None = None,
+    ) -> Observation:
         return Observation(
             domains=self.domains,
             step=step,
@@ -194,7 +203,7 @@ class Mixture:
             memory=self._memory,
         )
 
-    def _follow(self, observation: Observation, caps, **measured) -> Update:
+    def _follow(self, observation: Observation, caps: np.ndarray | float, **measured: Any) -> Update:
         """Do what the strategy decides, as far as the guards allow."""
         before, decision = self.proportions.copy(), self.strategy.decide(observation)
         if not isinstance(decision, Decision):
@@ -272,6 +281,11 @@ class Mixture:
 def _are_of_the_same_rows(pieces: np.ndarray, previous: np.ndarray | None) -> bool:
     """Whether two measurements in pieces can be compared: a resumed run may have other probes."""
     return previous is not None and pieces.shape == previous.shape and np.array_equal(pieces[1:], previous[1:])
+
+
+def _change_error(pieces: np.ndarray | None, before: np.ndarray | None) -> np.ndarray | None:
+    """The standard error of a relative change, where both measurements come in pieces."""
+    return None if pieces is None or before is None else relative_change_error(pieces, before)
 
 
 def _known(forgetting: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def build_workspace(directory: Path) -> Path:
     _require(needed)
 
     for name, folder in folders.items():
-        _make_once(folder, lambda folder, name=name: _write_domain(folder, name))
+        _make_once(folder, partial(_write_domain, name=name))
     _make_once(model_folder, model.save_model)
     _make_once(directory / "README.md", lambda path: path.write_text(_readme(folders), encoding="utf-8"))
     _make_once(config, lambda path: shutil.copyfile(Path(__file__).with_name("quickstart.yml"), path))

@@ -11,6 +11,8 @@ stream counts them as they are read (`amounts_of_steps`).
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from versatune_plugin.sampler.draws import MixtureSampler
 
 
@@ -44,3 +46,10 @@ class Feed(Protocol):
         Raises:
             ValueError: It belongs to another run.
         """
+
+
+class RowFeed(Feed, Protocol):
+    """A feed that can name the rows of a step, as all but streams can."""
+
+    def rows_of_steps(self, first: int, last: int) -> np.ndarray:
+        """The rows that optimizer steps `first` to `last` - 1 train on, int64."""

@@ -1,6 +1,5 @@
-"""A block replayed through the Mixture and the MixtureSampler that a run uses, from update to update."""
+"""A block replayed through the Steering that a run uses, from update to update."""
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ from versatune_plugin.config.settings import resolve
 from versatune_plugin.files.record import Record
 from versatune_plugin.mixture import mixture as mixtures
 from versatune_plugin.mixture.mixture import Mixture
+from versatune_plugin.mixture.steering import Measurement, Steering
 from versatune_plugin.sampler.draws import MixtureSampler
 from versatune_plugin.simulation.run import Outcome, Run
 from versatune_plugin.simulation.variants import checked
@@ -35,15 +35,14 @@ def replay(title: str, block: Mapping, run: Run) -> Outcome:
         steps_per_epoch=run.num_steps,
         rows_per_step=run.block_size,
     )
-    interval = settings.interval
     with _warnings() as warnings:
         mixture = settings.mixture()
         notes, strategy = list(warnings), mixture.strategy
-        plan = {step: proportions for step, proportions in strategy.plan(run.num_steps) if step <= run.last_step}
-        due = sorted({*range(interval, run.last_step + 1, interval), *plan})
-        if strategy.needs_losses and (problems := run.losses.problems(config, interval, due)):
+        steering = _steering(mixture, settings.interval, run)
+        due = [step for step in range(1, run.last_step + 1) if steering.is_due(step)]
+        if strategy.needs_losses and (problems := run.losses.problems(config, settings.interval, due)):
             raise ValueError("\n".join(problems))
-        records = list(_records(mixture, plan, due, run))
+        records = list(_records(steering, set(due), run))
     if config.unused:
         notes.append(f"strategy {config.strategy!r} makes no use of {', '.join(config.unused)}")
     notes += [f"{file} was read without checking that it is of this model and these rows" for file in files]
@@ -51,54 +50,40 @@ def replay(title: str, block: Mapping, run: Run) -> Outcome:
         notes.append(described)
     if block is run.block:
         notes += run.losses.comparison(records)
-    return Outcome(title=title, config=config, interval=interval, records=records, notes=notes + _notes(records))
+    return Outcome(
+        title=title, config=config, interval=settings.interval, records=records, notes=notes + _notes(records)
+    )
 
 
-def _records(mixture: Mixture, plan: Mapping[int, np.ndarray], due: Collection[int], run: Run) -> Iterator[Record]:
-    """What happens at each step, as in a history; the same as in `callback.VersaTuneCallback`."""
-    block_size, due, domains = run.block_size, set(due), tuple(run.num_rows)
+def _steering(mixture: Mixture, interval: int, run: Run) -> Steering:
+    """What a run's callback steers by, with a sampler that nobody reads."""
+    block_size = run.block_size
     sampler = MixtureSampler(run.num_rows, mixture.proportions, block_size=block_size, num_samples=block_size)
-    for step, proportions in plan.items():
-        sampler.set_proportions(proportions, at_draw=step * block_size)
 
-    def by_domain(vector: np.ndarray | None) -> dict | None:
-        if vector is None:
-            return None
-        known = [value if math.isfinite(value) else None for value in vector.tolist()]
-        return dict(zip(domains, known, strict=True))
-
-    for step in sorted({0, *due, run.last_step}):
-        planned = step in plan  # the sampler has known it since the start
-        at_draw = (step if planned else step + run.look_ahead_steps) * block_size
-        drawn = sampler.drawn_before(step * block_size)
+    def measure(step: int) -> Measurement | None:
         losses = run.losses.measure(step)
-        caps = 1.0  # to count what is drawn up to then takes longer than all the rest
-        if step in due and not planned and not math.isinf(mixture.guards.max_passes):
-            num_rows, num_draws_left = np.array(list(run.num_rows.values())), run.num_steps * block_size - at_draw
-            caps = mixture.guards.caps(num_rows, sampler.drawn_before(at_draw), num_draws_left)
-        if step in due and losses is not None:
-            update = mixture.update(losses, step, caps=caps)
-        elif step in due and not mixture.strategy.needs_losses:
-            update = mixture.advance(step, caps)
-        else:
-            update = mixture.unmeasured() if losses is None else mixture.observe(losses)
-        changed = not np.array_equal(update.proportions, update.proportions_before)
-        if changed and not planned:
-            sampler.set_proportions(update.proportions, at_draw=at_draw)
-        yield Record(
-            step=step,
-            num_drawn=step * block_size,
-            num_rows_by_domain=run.num_rows,
-            drawn_by_domain=by_domain(drawn),
-            losses=by_domain(update.losses),
-            proportions_before=by_domain(update.proportions_before),
-            proportions=by_domain(update.proportions),
-            proposed=by_domain(update.proposed),
-            expanded=update.expanded,
-            note=update.note,
-            skipped=update.skipped,
-            acts_at_draw=at_draw if planned or changed else None,
-        )
+        return None if losses is None else Measurement(losses=losses)
+
+    def amounts(first: int, last: int) -> np.ndarray:
+        return (sampler.drawn_before(last * block_size) - sampler.drawn_before(first * block_size))[None]
+
+    return Steering(
+        mixture,
+        sampler,
+        num_steps=run.num_steps,
+        interval=interval,
+        look_ahead=run.look_ahead_steps,
+        measure=measure,
+        amounts=amounts,
+    )
+
+
+def _records(steering: Steering, due: Collection[int], run: Run) -> Iterator[Record]:
+    """What happens at each step, as in a history."""
+    steering.begin()
+    for step in sorted({0, *due, run.last_step}):
+        turn = steering.update(step) if step in due else steering.observe(step)
+        yield Record(**turn.by_domain(tuple(run.num_rows)), num_rows_by_domain=run.num_rows)
 
 
 @contextmanager

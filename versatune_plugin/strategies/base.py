@@ -33,6 +33,12 @@ class Observation:
     """What the last decision left as its memory; None at the first one."""
 
 
+def known(vector: np.ndarray | None) -> np.ndarray:
+    """A vector of an observation that a strategy gets, since it says that it needs it."""
+    assert vector is not None
+    return vector
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     """What a strategy proposes."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from versatune_plugin.domains import ROUNDING
-from versatune_plugin.strategies.base import Decision, Observation, Strategy
+from versatune_plugin.strategies.base import Decision, Observation, Strategy, known
 from versatune_plugin.strategies.fostering import foster
 
 Targets = int | Sequence[int]
@@ -133,7 +133,7 @@ class Expansion(Strategy):
         """The targets raised, lowered towards home, or everything fostered; with the test that decided."""
         test = self.test(observation)
         rises = test is None or test[0] < test[1]
-        moved = self._raise(observation) if rises else self._lower(observation, test[0])
+        moved = self._raise(observation) if rises else self._lower(observation, test[0] if test else 0.0)
         return Decision(
             proportions=self._fostered(observation) if moved is None else moved,
             expanded=rises and moved is not None,
@@ -148,7 +148,7 @@ class Expansion(Strategy):
     def test(self, observation: Observation) -> tuple[float, float] | None:
         """Both sides of `expansion_test`; None where the targets rise without one."""
         forgetting = observation.forgetting_since_start if self.since_start else observation.forgetting
-        return expansion_test(observation.potential, forgetting, self.targets, self.epsilon)
+        return expansion_test(known(observation.potential), known(forgetting), self.targets, self.epsilon)
 
     def _raise(self, observation: Observation) -> np.ndarray | None:
         """Proportions with the targets up by delta, None where nothing is left of it."""
@@ -156,7 +156,7 @@ class Expansion(Strategy):
         rise = _rise(observation.proportions, is_target, self.delta, self.ceiling)
         if rise <= 0:
             return None
-        return _raised(observation.proportions, observation.potential, is_target, self.sigma, rise)
+        return _raised(observation.proportions, known(observation.potential), is_target, self.sigma, rise)
 
     def _lower(self, observation: Observation, forgotten: float) -> np.ndarray | None:
         """Proportions with the targets down by delta towards home, None where there is no need or nowhere to go."""
@@ -168,11 +168,11 @@ class Expansion(Strategy):
             return None
         share = max(before - self.delta, least)
         lowered = _normalised(proportions[is_target]) * share
-        return _moved(proportions, observation.potential, is_target, self.sigma, lowered, 1.0 - share)
+        return _moved(proportions, known(observation.potential), is_target, self.sigma, lowered, 1.0 - share)
 
     def _fostered(self, observation: Observation) -> np.ndarray:
         """Algorithm 2 for all domains, or for the others alone while the targets are held."""
-        proportions, potential = observation.proportions, observation.potential
+        proportions, potential = observation.proportions, known(observation.potential)
         is_target = _is_target(self.targets, len(proportions))
         if not self._holds(observation) or not proportions[~is_target].any():
             return foster(proportions, potential, self.sigma)
@@ -196,7 +196,8 @@ class Expansion(Strategy):
         if test is None:
             return ""
         left, right = test
-        potential = math.fsum(observation.potential[_is_target(self.targets, len(observation.potential))])
+        potentials = known(observation.potential)
+        potential = math.fsum(potentials[_is_target(self.targets, len(potentials))])
         if potential == 0:
             return ": no potential left"
         sign = "<" if left < right else ">="

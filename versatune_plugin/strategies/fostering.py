@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from versatune_plugin.strategies.base import Decision, Observation, Strategy
+from versatune_plugin.strategies.base import Decision, Observation, Strategy, known
 
 
 def foster(proportions: np.ndarray, potential: np.ndarray, sigma: float) -> np.ndarray:
@@ -37,5 +37,4 @@ class Fostering(Strategy):
 
     def decide(self, observation: Observation) -> Decision:
         """Proportions raised where there is learnable potential."""
-        assert observation.potential is not None  # needs_reference_losses
-        return Decision(proportions=foster(observation.proportions, observation.potential, self.sigma))
+        return Decision(proportions=foster(observation.proportions, known(observation.potential), self.sigma))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from versatune_plugin.strategies.base import Decision, Observation, Strategy
+from versatune_plugin.strategies.base import Decision, Observation, Strategy, known
 
 
 def exploration(num_domains: int, update: int) -> float:
@@ -124,10 +124,9 @@ class ODM(Strategy):
         update = memory["updates"] + 1
         if observation.step <= self.warm_up * observation.num_steps:
             return Decision(proportions=observation.proportions, note="warm-up", memory={**memory, "updates": update})
-        assert observation.losses is not None  # needs_losses
         estimates = reward_estimates(
             memory["estimates"],
-            observation.losses,
+            known(observation.losses),
             observation.proportions,
             self.alpha,
             floor=exploration(len(observation.domains), update - 1),
@@ -157,7 +156,5 @@ class DynamicBatchLoading(Strategy):
 
     def decide(self, observation: Observation) -> Decision:
         """Proportions raised where the loss is above its reference."""
-        assert observation.losses is not None  # needs_losses
-        assert observation.potential is not None  # needs_reference_losses
-        gaps = observation.potential * observation.losses
+        gaps = known(observation.potential) * known(observation.losses)
         return Decision(proportions=exponential_ascent(observation.proportions, gaps))

@@ -146,7 +146,7 @@ def test_other_tokenizer_is_measured_per_byte_in_both_runs(workspace, other_mode
     per_token = inside.build(workspace, tmp_path / "tokens", versatune=inside.fixed(), **options)
     per_token.model.load_state_dict(trainer.model.state_dict())
     per_token.model_wrapped = per_token.model
-    loss = per_token.probe_losses()[0][0]
+    loss = per_token.probe_losses().losses[0]
     words = AutoTokenizer.from_pretrained(workspace / "model")
     rows = per_token._probes.rows_by_domain["law"]
     texts = [words.decode(row["input_ids"][1:], skip_special_tokens=True).strip() for row in rows]

@@ -176,7 +176,7 @@ def test_result_holds_the_fingerprint_of_the_training_rows_where_a_checkpoint_te
 
     def with_state(domain, folder):
         train(domain, folder)
-        saved = {"VersaTuneCallback": {"attributes": {"fingerprints": {f"training rows of {domain!r}": "f"}}}}
+        saved = {"VersaTuneCallback": {"attributes": {"fingerprints": {"training_rows": {domain: "f"}}}}}
         state = json.dumps({"stateful_callbacks": saved if domain == "law" else {}})
         (folder / "checkpoint-2" / "trainer_state.json").write_text(state)
 

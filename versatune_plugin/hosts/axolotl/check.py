@@ -13,7 +13,6 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import yaml
 from pydantic import ValidationError
@@ -32,6 +31,7 @@ from versatune_plugin.hosts.length import RunLength, steps_of_references
 from versatune_plugin.hosts.plan import Plan, detection_work, format_plan
 from versatune_plugin.measuring import references
 from versatune_plugin.measuring.probe_plan import ProbePlan
+from versatune_plugin.mixture.steering import LookAhead
 
 _MENDABLE = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError)
 _PLUGIN = "versatune_plugin.VersaTunePlugin"
@@ -305,7 +305,6 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     """The plan of a validated config; None where mistakes were found."""
     from versatune_plugin.hosts.axolotl.data import load_domains
     from versatune_plugin.hosts.axolotl.plugin import block_of, host_problems
-    from versatune_plugin.hosts.callback import LookAhead
     from versatune_plugin.hosts.checks import are_streams, check_domains_fit, num_rows
 
     config = block_of(cfg)
@@ -323,10 +322,8 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
         return None
     probe, remarks = _try(problems, lambda: _probe(config, measured, cfg, rows, counts), (None, {}))
     remarks |= _measurement_remarks(path, config, cfg, missing, train) | _setting_remarks(raw, cfg, config, missing)
-    loader = SimpleNamespace(
-        dataloader_num_workers=cfg.dataloader_num_workers or 0,
-        dataloader_prefetch_factor=cfg.dataloader_prefetch_factor,
-        gradient_accumulation_steps=cfg.gradient_accumulation_steps,
+    look_ahead = LookAhead.of_loader(
+        cfg.dataloader_num_workers or 0, cfg.dataloader_prefetch_factor, cfg.gradient_accumulation_steps
     )
     return Plan(
         config=config,
@@ -336,7 +333,7 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
         start_from=_start_in_words(config, "detect" in missing),
         packed=bool(cfg.sample_packing),
         num_processes=cfg.world_size,
-        look_ahead=LookAhead.of(loader).num_steps,
+        look_ahead=look_ahead.num_steps,
         probe=probe,
         remarks={heading: lines for heading, lines in remarks.items() if lines},
         **counts,

@@ -176,7 +176,7 @@ class _Run:
         for path in self.where.glob("checkpoint-*/trainer_state.json"):
             saved = json.loads(path.read_text(encoding="utf-8"))["stateful_callbacks"].get("VersaTuneCallback", {})
             if saved:
-                return saved["attributes"]["fingerprints"].get(f"training rows of {self.domain!r}")
+                return saved["attributes"]["fingerprints"]["training_rows"].get(self.domain)
         return None
 
 

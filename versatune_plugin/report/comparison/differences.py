@@ -163,9 +163,9 @@ def same_loss(one: float, other: float) -> bool:
 
 
 def _other_rows(outcome: Outcome, baseline: Outcome) -> str | None:
-    ours, theirs = (o.facts.get("fingerprints") or {} for o in (outcome, baseline))
-    changed = [name for name in ours if name.startswith("training rows") and theirs.get(name, ours[name]) != ours[name]]
-    return f"{outcome.name} and {baseline.name} were trained on other rows: {', '.join(changed)}" if changed else None
+    ours, theirs = ((o.facts.get("fingerprints") or {}).get("training_rows") or {} for o in (outcome, baseline))
+    changed = [domain for domain in ours if theirs.get(domain, ours[domain]) != ours[domain]]
+    return f"{outcome.name} and {baseline.name} were trained on other rows of {', '.join(changed)}" if changed else None
 
 
 def _other_reference(outcome: Outcome, baseline: Outcome) -> str | None:
