@@ -324,7 +324,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def _show_summary(self, history: History, seconds: float) -> None:
         records = history.read()
-        if len(self._settings.domains) == 1:  # a reference run: no mixture to show
+        if not records or len(self._settings.domains) == 1:  # unreadable, or a reference run: no mixture to show
             return
         self._logger.info("what the run drew and what it did:\n%s", format_summary(records))
         self._logger.info("history %s", history.path)
