@@ -346,8 +346,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             self._logger.info("plot %s", plot)
 
 
-def _probe_rows(probe: Mapping[str, Mapping] | None) -> dict[str, dict] | None:
-    """Which rows each domain is measured on."""
+def _probe_rows(probe: Mapping[str, Mapping] | None) -> dict[str, str] | None:
+    """Which rows each domain is measured on, in short: how many, and the beginning of their fingerprint."""
     if probe is None:
         return None
-    return {domain: {key: facts[key] for key in ("rows", "fingerprint")} for domain, facts in probe.items()}
+    return {domain: f"{facts['rows']} ({facts['fingerprint'][:8]})" for domain, facts in probe.items()}

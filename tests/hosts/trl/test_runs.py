@@ -587,7 +587,7 @@ def test_a_resumed_run_that_is_measured_on_other_rows_says_so_and_compares_with_
     folder = inside.stopped_at(tmp_path / "whole", tmp_path / "stopped", 4)
     block = inside.block(probe={"rows_per_domain": 4})
     inside.train(workspace, folder, resume=True, versatune=block, **options)
-    assert "resumed with another setting: probe rows was {'code': {'rows': 6," in caplog.text
+    assert "resumed with another setting: probe rows was {'code': '6 (" in caplog.text
     first = runs.history(folder)[2]
     assert first["step"] == 6
     assert inside.vector(first, "forgetting") == [0, 0, 0]
