@@ -326,7 +326,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         records = history.read()
         if not records or len(self._settings.domains) == 1:  # unreadable, or a reference run: no mixture to show
             return
-        self._logger.info("what the run drew and what it did:\n%s", format_summary(records))
+        self._logger.info("rows drawn and losses by domain:\n%s", format_summary(records))
         self._logger.info("history %s", history.path)
         if self._probe_seconds:
             share = 100 * self._probe_seconds / seconds
