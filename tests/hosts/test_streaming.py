@@ -16,6 +16,7 @@ from tests.hosts.axolotl import commands
 from tests.hosts.axolotl.commands import RECORDED
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
 from versatune_plugin.files import rows as data
+from versatune_plugin.files.history import history_path, read_history
 from versatune_plugin.report import format_summary
 
 RUN = {"save_strategy": "steps", "save_steps": 4, "max_steps": 22, "per_device_train_batch_size": 4}
@@ -152,7 +153,7 @@ def test_history_counts_what_reached_the_model(whole, prepared):
             counted = np.bincount(domains_of(prepared, rows), weights=amounts, minlength=3)
             assert inside.vector(record, key) == counted.tolist()
     assert {record["num_rows_by_domain"] for record in history} == {None}
-    table = [line.split() for line in format_summary(history).splitlines()[1:]]
+    table = [line.split() for line in format_summary(read_history(history_path(folder))).splitlines()[1:]]
     assert [(line[1], line[3]) for line in table] == [("-", "-")] * 3
 
 
