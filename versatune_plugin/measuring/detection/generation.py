@@ -164,7 +164,7 @@ def draw(cumulative: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         uniforms: In [0, 1), shape (num_rows,).
     """
     targets = uniforms[:, None].to(cumulative.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True)[:, 0].cpu()
+    return torch.searchsorted(cumulative.contiguous(), targets, right=True)[:, 0].cpu()
 
 
 def branch_out(parents: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
