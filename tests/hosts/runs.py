@@ -5,6 +5,7 @@ The processes are forked from a server that has loaded the libraries once, so th
 
 import functools
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -46,6 +47,10 @@ def train(workspace: str, output_dir: str, rank: int = 0, world_size: int = 1, p
     log = open(Path(output_dir) / f"log-{rank}.txt", "a")  # noqa: SIM115 - lives as long as the process
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    # the server that this process was forked from may have loaded Axolotl, which hides the lines of other loggers
+    logger = logging.getLogger("versatune_plugin")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
     trainer = build_trainer(workspace, output_dir, rank, **options)
     trainer.train(resume_from_checkpoint=resume)
     (Path(output_dir) / f"decided-{rank}.json").write_text(json.dumps(decided(trainer)))

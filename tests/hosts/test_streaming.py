@@ -53,7 +53,7 @@ def prepared(workspace, tmp_path_factory):
 
 def domains_of(prepared, rows: list[int]) -> np.ndarray:
     """The domain index of each of the prepared rows."""
-    return np.searchsorted(np.cumsum(list(prepared.num_rows_by_domain.values())), rows, side="right")
+    return np.searchsorted(np.cumsum(list(prepared.facts.num_rows_by_domain.values())), rows, side="right")
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
