@@ -16,7 +16,7 @@ setup: .venv/.done
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 quickstart: setup
 	$(BIN)/versatune quickstart

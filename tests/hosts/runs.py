@@ -30,20 +30,11 @@ VERSATUNE = {
 }
 
 
-def train(workspace: str, output_dir: str, rank: int = 0, world_size: int = 1, port: int = 0, resume=None, **options):
+def train(workspace: str, output_dir: str, rank: int = 0, environment: dict | None = None, resume=None, **options):
     """One rank of a TRL run; `options`: `versatune`, and whatever SFTConfig takes."""
     # loader workers are forked from this process, not from a server of its own that would outlive a kill
     multiprocessing.set_start_method("fork", force=True)
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    if world_size > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | (environment or {})
     log = open(Path(output_dir) / f"log-{rank}.txt", "a")  # noqa: SIM115 - lives as long as the process
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
@@ -139,18 +130,22 @@ def build_trainer(
 def start(workspace: Path, output_dir: Path, world_size: int = 1, **options) -> list:
     """Start the ranks of a run; returns their processes."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    port = _free_port() if world_size > 1 else 0
+    environments_of_ranks = environments(world_size) if world_size > 1 else [{}]
     processes = [
-        CONTEXT.Process(
-            target=train,
-            args=(str(workspace), str(output_dir), rank, world_size, port),
-            kwargs=options,
-        )
-        for rank in range(world_size)
+        CONTEXT.Process(target=train, args=(str(workspace), str(output_dir), rank, environment), kwargs=options)
+        for rank, environment in enumerate(environments_of_ranks)
     ]
     for process in processes:
         process.start()
     return processes
+
+
+def environments(world_size: int) -> list[dict[str, str]]:
+    """What torchrun would tell each rank, by rank."""
+    port = str(_free_port())
+    common = {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"WORLD_SIZE": str(world_size), "ACCELERATE_USE_CPU": "true"}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
 def run(workspace: Path, output_dir: Path, world_size: int = 1, **options) -> None:

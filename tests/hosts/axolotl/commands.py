@@ -22,14 +22,24 @@ def write(config: dict, folder: Path) -> Path:
     return path
 
 
-def start(config: dict, folder: Path, action: str = "train"):
+def start(config: dict, folder: Path, action: str = "train", **environment: str):
     """A command in a process of its own, forked; what it says goes to `log.txt` beside its YAML."""
     arguments = [action, str(write(config, folder))]
     if action == "train":
         arguments += ["--launcher", "python"]
-    process = runs.CONTEXT.Process(target=_command, args=(arguments, str(folder / "log.txt")))
+    log = folder / (f"log-{environment['RANK']}.txt" if environment else "log.txt")
+    process = runs.CONTEXT.Process(target=_command, args=(arguments, str(log), environment))
     process.start()
     return process
+
+
+def train_in_two_processes(config: dict, folder: Path) -> None:
+    """The two ranks of a run that ends well, forked as torchrun would start them."""
+    ranks = [start(config, folder, **environment) for environment in runs.environments(2)]
+    for process in ranks:
+        process.join(240)
+    codes = [process.exitcode for process in ranks]
+    assert codes == [0, 0], f"exit codes {codes}\n{runs.log_of(folder)}"
 
 
 def axolotl(config: dict, folder: Path, action: str = "train") -> tuple[int, str]:
@@ -78,7 +88,8 @@ def same_weights(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
 
 
-def _command(arguments: list[str], log: str) -> None:
+def _command(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    os.environ |= environment
     from axolotl.cli.main import main
 
     multiprocessing.set_start_method("fork", force=True)  # for loader workers, as in a process started by a user

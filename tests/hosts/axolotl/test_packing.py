@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.hosts import runs
-from tests.hosts.axolotl.commands import axolotl, launched, same_weights, train
+from tests.hosts.axolotl.commands import axolotl, same_weights, train, train_in_two_processes
 from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, axolotl_config
 from versatune_plugin.hosts.axolotl.config import fill_in
 
@@ -213,7 +213,7 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(packed, name, step):
 def test_two_processes_train_on_disjoint_bins_of_one_stream(packed, workspace, tmp_path):
     config = config_of(workspace, tmp_path, {}, gradient_accumulation_steps=1)
     config["plugins"] = ["tests.hosts.axolotl.parts.CpuRanks", *config["plugins"]]
-    launched(config, tmp_path, "--launcher", "torchrun", "--", "--nproc_per_node", "2", ACCELERATE_USE_CPU="true")
+    train_in_two_processes(config, tmp_path)
     both, alone = runs.stream(tmp_path / "out"), runs.stream(packed["whole"])
     assert sorted(both) == sorted(alone) == list(range(14))
     for step, ranks in both.items():

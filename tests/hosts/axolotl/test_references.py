@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from datasets import Dataset
 pytest.importorskip("axolotl")
 
 from tests.hosts import runs
-from tests.hosts.axolotl.commands import environment, train
+from tests.hosts.axolotl.commands import environment, train, write
 from tests.hosts.reference_files import make_byte_model, numbers_of
 from tests.tiny import axolotl_config
 from versatune_plugin import cli
@@ -55,23 +54,28 @@ def detected(config: dict, folder: Path) -> dict:
     return config | {"versatune": config["versatune"] | block}
 
 
-def start(config: dict, folder: Path, *arguments: str, **more: str) -> subprocess.Popen:
-    """`versatune references` in a session of its own."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return subprocess.Popen(
-        [sys.executable, "-m", "versatune_plugin.cli", "references", str(folder / "config.yml"), *arguments],
-        env=environment(**more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+def start(config: dict, folder: Path, *arguments: str):
+    """`versatune references` in a session of its own, forked; what it says goes to `log.txt` beside its YAML."""
+    process = runs.CONTEXT.Process(
+        target=_command, args=(["references", str(write(config, folder)), *arguments], str(folder / "log.txt"))
     )
+    process.start()
+    return process
 
 
-def to_its_end(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
+def _command(arguments: list[str], log: str) -> None:
+    os.setsid()
+    os.environ |= environment(ACCELERATE_USE_CPU="true")
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["versatune", *arguments]
+    cli.main(arguments)
+
+
+def to_its_end(process, folder: Path) -> tuple[int, str]:
+    process.join(240)
+    return process.exitcode, (folder / "log.txt").read_text(errors="replace")
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -140,12 +144,12 @@ def test_command_killed_twice_gives_the_file_of_an_unbroken_one(workspace, twin,
     process = start(config, tmp_path)
     wait_for(lambda: list((measured / "law").glob("checkpoint-2/trainer_state.json")))
     os.killpg(process.pid, signal.SIGKILL)  # the command and its run
-    to_its_end(process)
+    process.join()
     process = start(config, tmp_path)
     wait_for((measured / "code" / "config.yml").exists)
     os.kill(process.pid, signal.SIGKILL)  # the command alone: the run goes on
     law = (measured / "law" / "run.json").stat().st_mtime_ns
-    status, output = to_its_end(start(config, tmp_path))
+    status, output = to_its_end(start(config, tmp_path), tmp_path)
     assert status == 0, output[-3000:]
     assert "a run that it left behind, is at work" in output
     assert "reference law 1/2: finished before" in output
@@ -224,7 +228,7 @@ def test_two_processes_measure_a_model_of_another_tokenizer_per_byte(workspace, 
     config |= {"gradient_accumulation_steps": 1, "sequence_len": 320}  # the longest row is of 274 bytes
     config["plugins"] = ["tests.hosts.axolotl.parts.CpuRanks", *config["plugins"]]
     arguments = ("--launcher", "torchrun", "--", "--nproc_per_node", "2")
-    status, output = to_its_end(start(config, tmp_path, *arguments, ACCELERATE_USE_CPU="true"))
+    status, output = to_its_end(start(config, tmp_path, *arguments), tmp_path)
     assert status == 0, output[-3000:]
     document = References.read(tmp_path / "measured" / "references.json")
     assert document.unit == "nats per byte"

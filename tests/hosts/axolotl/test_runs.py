@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from tests import tiny
 from tests.hosts import runs
-from tests.hosts.axolotl.commands import RECORDED, axolotl, launched, same_weights, start, train
+from tests.hosts.axolotl.commands import RECORDED, axolotl, same_weights, start, train, train_in_two_processes
 from tests.tiny import DOMAINS, axolotl_config, write_jsonl
 from versatune_plugin.signals import learnable_potential
 from versatune_plugin.strategies import foster
@@ -113,7 +113,7 @@ def test_two_axolotl_processes_train_on_the_rows_of_one(whole_run, tmp_path):
     config, whole, _ = whole_run
     config = config | {"output_dir": str(tmp_path / "out"), "gradient_accumulation_steps": 1}
     config["plugins"] = ["tests.hosts.axolotl.parts.CpuRanks", *config["plugins"]]
-    launched(config, tmp_path, "--launcher", "torchrun", "--", "--nproc_per_node", "2", ACCELERATE_USE_CPU="true")
+    train_in_two_processes(config, tmp_path)
 
     def rows(output_dir):
         return {
