@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 os.environ |= {
     "AXOLOTL_DO_NOT_TRACK": "1",
@@ -23,9 +24,16 @@ hypothesis.settings.load_profile("ci")
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Path:
-    """A tiny model and three domains on disk (see tests/tiny.py)."""
+    """A tiny model and three domains on disk (see tests/tiny.py), and the rows that Axolotl prepared of them.
+
+    The processes of pytest share it: Axolotl takes longer to prepare the rows than to train on them.
+    """
     from tests.tiny import make_workspace
 
-    folder = tmp_path_factory.mktemp("tiny")
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "tiny"
     os.environ.setdefault("HF_DATASETS_CACHE", str(folder / "cache"))
-    return make_workspace(folder)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make_workspace(folder)
+    return folder

@@ -23,11 +23,8 @@ def launch(launcher: list[str], workspace: Path, folder: Path, runs_by_name: dic
     import signal
     import subprocess
 
-    for name in runs_by_name:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    path = folder / "runs.json"
-    path.write_text(json.dumps({"workspace": str(workspace), "folder": str(folder), "runs": runs_by_name}))
-    command = [sys.executable, "-m", *launcher, "-m", "tests.hosts.launched", str(path)]
+    path = _write(workspace, folder, runs_by_name)
+    command = [sys.executable, "-m", *launcher, "-m", "tests.hosts.launched", path]
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(
             command, env=os.environ | _SILENT_CPU, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -39,6 +36,41 @@ def launch(launcher: list[str], workspace: Path, folder: Path, runs_by_name: dic
             status = "timeout: do the ranks wait for each other?"
     assert status == 0, f"{status}\n{(folder / 'log.txt').read_text()[-5000:]}"
     return folder
+
+
+def fork(num_ranks: int, workspace: Path, folder: Path, runs_by_name: dict[str, dict]) -> Path:
+    """Run them all in ranks that are forked, which need not load the libraries, and told what torchrun tells them."""
+    from tests.hosts import runs
+
+    path = _write(workspace, folder, runs_by_name)
+    ranks = [
+        runs.CONTEXT.Process(target=_rank, args=(path, environment, str(folder / f"log-{rank}.txt")))
+        for rank, environment in enumerate(runs.environments(num_ranks))
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(150)
+    codes = [rank.exitcode for rank in ranks]
+    assert codes == [0] * num_ranks, f"exit codes {codes}\n{runs.log_of(folder)}"
+    return folder
+
+
+def _rank(path: str, environment: dict[str, str], log: str) -> None:
+    os.environ |= _SILENT_CPU | environment
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    main(path)
+
+
+def _write(workspace: Path, folder: Path, runs_by_name: dict[str, dict]) -> str:
+    """The file that says what to run; every run has a folder."""
+    for name in runs_by_name:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    path = folder / "runs.json"
+    path.write_text(json.dumps({"workspace": str(workspace), "folder": str(folder), "runs": runs_by_name}))
+    return str(path)
 
 
 def main(path: str) -> None:

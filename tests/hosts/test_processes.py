@@ -1,4 +1,4 @@
-"""Runs of several real processes, started as a user starts them, against the same run in one process."""
+"""Runs of several real processes against the same run in one process."""
 
 import importlib.util
 import json
@@ -54,8 +54,8 @@ def one(workspace, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def four(workspace, tmp_path_factory):
-    return launched.launch(
-        [*TORCHRUN, "4"],
+    return launched.fork(
+        4,
         workspace,
         tmp_path_factory.mktemp("four"),
         {"probe": PROBE, "still": PROBE | STILL, "train": PROBE | TRAIN},
@@ -96,7 +96,7 @@ def check_ranks_agree(folder: Path, num_ranks: int) -> dict:
 
 
 @pytest.mark.parametrize("name", ["probe", "still", "train"])
-def test_four_processes_started_by_torchrun_do_what_one_does(four, one, name):
+def test_four_processes_do_what_one_does(four, one, name):
     options = {"probe": PROBE, "still": PROBE | STILL, "train": PROBE | TRAIN}[name]
     single = one(**options, gradient_accumulation_steps=4)
     check_rows(four / name, single, 4)
