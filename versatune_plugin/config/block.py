@@ -52,8 +52,8 @@ class VersaTuneConfig(Block):
         None,
         description="Proportions at the start: `detected` (what the base model knows already), `uniform`, "
         "`proportional` (by number of rows), a proportion per domain (sum 1), or the path of a "
-        "detection.json. Default: `uniform` for `specific`, `odm` and a strategy of your own; else "
-        "`detected`, unless the strategy itself says.",
+        "detection.json. Default: `detected`; but `uniform` for `specific`, `odm` and a strategy of "
+        "your own, none for `manual` and the staged, and `uniform` and `proportional` start from what they are.",
     )
     initial_power: float = Field(
         1.0,
@@ -96,8 +96,7 @@ class VersaTuneConfig(Block):
         None,
         ge=1,
         strict=True,
-        description="Examples drawn per epoch, rounded up to whole optimizer steps. Default: the number of training "
-        "rows.",
+        description="Rows drawn per epoch, rounded up to whole optimizer steps. Default: the number of training rows.",
     )
     domains: dict[str, Annotated[list[str], Field(min_length=1)]] | None = Field(
         None,

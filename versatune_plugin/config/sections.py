@@ -80,7 +80,7 @@ class ExpansionConfig(Block):
         gt=0,
         lt=1,
         strict=True,
-        description="The target's share at the first step. Where the test fails and others forgot, it then goes down "
+        description="The target's share at the first step. Where the others forgot more than epsilon allows, it then goes down "
         "by delta, not below the initial share. Default: the initial share, from which no step goes down "
         "(the paper's rule).",
     )
@@ -162,7 +162,7 @@ class ODMConfig(Block):
 
 
 class GuardsConfig(Block):
-    """Bounds on the proportions of any strategy that sets them itself; the defaults bound nothing. Ours."""
+    """Bounds on the proportions of every strategy but the staged ones; the defaults bound nothing. Ours."""
 
     floor: NumbersOrNumber = Field(
         0.0, description="Lowest proportion: a number for all domains, or per domain, `{law: 0.05}`."

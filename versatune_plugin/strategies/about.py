@@ -70,7 +70,7 @@ ABOUT = {
         when="general ability matters most, and the first stage should be forgotten less",
     ),
     "odm": About(
-        rule="Exp3: exploration floor + softmax of moving averages of loss / P_j",
+        rule="Exp3, a bandit: softmax of moving averages of loss / P_j, no domain below an exploration floor",
         source="arXiv 2312.02406",
         when="there are no reference losses and no held-out rows",
     ),
