@@ -84,6 +84,12 @@ def test_a_number_that_json_does_not_know_is_no_record(number):
         line(0, losses={"law": number})
 
 
+def test_a_loss_that_an_update_was_skipped_for_is_on_record(path):
+    history = History(path)
+    history.append(line(50, losses={"law": -1.0}, skipped="'law' has loss -1.0"))
+    assert read_history(path)[0].losses == {"law": -1.0}
+
+
 def test_every_quantity_says_what_it_is():
     told = list(fields())
     assert [name for name, *_ in told] == list(json.loads(line(0).to_line()))

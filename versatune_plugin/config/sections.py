@@ -80,8 +80,8 @@ class ExpansionConfig(Block):
         gt=0,
         lt=1,
         strict=True,
-        description="The target's share at the first step. Where the others forgot more than epsilon allows, it then goes "
-        "down by delta, not below the initial share. Default: the initial share, from which no step goes down "
+        description="The target's share at the first step. Where the others forgot more than epsilon allows, it then "
+        "goes down by delta, not below the initial share. Default: the initial share, from which no step goes down "
         "(the paper's rule).",
     )
     hold: float = Field(

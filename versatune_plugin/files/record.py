@@ -80,7 +80,7 @@ class Record(BaseModel):
     target_tokens_by_domain: Counts | None = _field("tokens", "that are learned, of the rows trained on so far")
     unit: str | None = _field("", "what a proportion is a share of: examples, tokens or target_tokens")
     signal: Literal["probe", "train"] | None = _field("", "where losses come from: held-out rows or training batches")
-    losses: Amounts | None = _field("nats per loss_unit", "mean loss; null where it is not finite")
+    losses: Numbers | None = _field("nats per loss_unit", "mean loss; null where it is not finite")
     loss_errors: Amounts | None = _field("nats per loss_unit", "standard error of each loss over draws of its rows")
     reference_losses: Amounts | None = _field("nats per loss_unit", "what the potential refers to")
     potential: Numbers | None = _field("0 to 1", "learnable potential (arXiv 2411.11266, Eq. 2)")
