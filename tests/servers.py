@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -204,10 +205,10 @@ class Proxy:
         handler.wfile.write(body)
 
     def _pass_on(self, method: str, request: Request) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(urlsplit(self.target).netloc)
         body = json.dumps(request.body) if method == "POST" else None
-        connection.request(method, f"/v1{request.path}", body, {"content-type": "application/json"})
-        with connection.getresponse() as response:
+        with closing(http.client.HTTPConnection(urlsplit(self.target).netloc)) as connection:
+            connection.request(method, f"/v1{request.path}", body, {"content-type": "application/json"})
+            response = connection.getresponse()
             return response.status, response.read()
 
 
