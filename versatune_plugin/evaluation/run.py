@@ -123,7 +123,7 @@ def _begin(file: Path, target: Target, options: Options, say: Callable[[str], No
         return evaluation.model_copy(update={key: getattr(earlier, key) for key in ("domains", "left_out", "seconds")})
     if not options.refresh:
         raise ValueError(
-            f"{file} holds results that do not go with these ({differing}): name another folder with --output, or "
+            f"{file} holds results of another evaluation ({differing}): name another folder with --output, or "
             "replace them with --refresh"
         )
     say(f"the first new result replaces those in {file}, which do not go with it ({differing})")

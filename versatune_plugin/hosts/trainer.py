@@ -371,7 +371,7 @@ class VersaTuneMixin(_Host):
         try:
             model_card.write_section(path, records, None if self.is_running else step_of_best(self.args, self.state))
         except Exception as error:  # whatever stands in a card or a history, a run must not fail by it
-            self._logger.warning("no section on the mixture in %s: %r", path, error)
+            self._logger.warning("the model card %s gets no section about the mixture: %r", path, error)
 
     # What the callback asks for, see `Steered`
 
