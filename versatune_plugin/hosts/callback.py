@@ -16,9 +16,11 @@ from versatune_plugin.files.record import Block, Record, Run
 from versatune_plugin.files.rows import UNITS
 from versatune_plugin.hosts import progress
 from versatune_plugin.hosts.checkpoints import step_of_best
+from versatune_plugin.hosts.plan import never_updated
 from versatune_plugin.hosts.steered import Steered
-from versatune_plugin.mixture.steering import LookAhead, Steering, Turn, by_domain
+from versatune_plugin.mixture.steering import LookAhead, Steering, Turn, by_domain, num_acting_updates
 from versatune_plugin.report import format_summary, format_update, plot_history
+from versatune_plugin.strategies import Fixed, Staged
 
 STATE_VERSION = 4
 
@@ -314,6 +316,9 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             )
             if (planned := settings.strategy.describe(state.max_steps)) is not None:
                 self._logger.info("%s", planned)
+            of_run = (state.max_steps, settings.interval)
+            if not (num_acting_updates(*of_run, look_ahead.num_steps) or isinstance(settings.strategy, Fixed | Staged)):
+                self._logger.warning("%s", never_updated(*of_run))
         if look_ahead.num_steps > settings.interval:
             self._logger.warning(
                 "new proportions act %d steps after their update, later than the next update (every %d steps): lower "
@@ -324,7 +329,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def _show_summary(self, history: History, seconds: float) -> None:
         records = history.read()
-        if not records or len(self._settings.domains) == 1:  # unreadable, or a reference run: no mixture to show
+        if not records or self._trainer.reference_run is not None:  # unreadable, or no mixture to show
             return
         self._logger.info("rows drawn and losses by domain:\n%s", format_summary(records))
         self._logger.info("history %s", history.path)

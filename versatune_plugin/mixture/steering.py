@@ -43,6 +43,11 @@ class LookAhead:
         return cls(num_batches, math.ceil(num_batches / accumulation))
 
 
+def num_acting_updates(num_steps: int, interval: int, look_ahead: int) -> int:
+    """Updates whose proportions act before a run ends; all in optimizer steps."""
+    return max(0, (num_steps - look_ahead - 1) // interval)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """Losses of all domains at one moment."""
