@@ -590,6 +590,48 @@ def test_a_state_of_another_version_is_refused():
         make_sampler().load_state_dict(make_sampler().state_dict() | {"version": 99})
 
 
+@pytest.mark.parametrize("key", make_sampler().state_dict())
+def test_a_state_without_one_of_its_keys_is_refused_by_its_name(key):
+    state = make_sampler().state_dict()
+    del state[key]
+    with pytest.raises(ValueError, match=key):
+        make_sampler().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "phrase"),
+    [
+        ("num_drawn", -1, "num_drawn .* got -1"),
+        ("num_drawn", 1.5, "num_drawn .* got 1.5"),
+        ("num_drawn", None, "num_drawn .* got None"),
+        ("journal", [], "journal is empty"),
+        ("journal.draw", 7, "begins at draw 7, after one at 0, in blocks of 8"),
+        ("journal.draw", 0, "begins at draw 0, after one at 0"),
+        ("journal.proportions", [0.5, 0.5, 0.5], "must sum to 1"),
+        ("journal.proportions", [1.0], "one number per domain"),
+        ("journal.drawn", [8, 0], "3 numbers, one per domain"),
+        ("journal.drawn", [8, 0, -1], "no whole number"),
+        ("journal.lag", [], "3 numbers"),
+        ("journal.kept", {"block": -1, "counts": [0] * 3, "costs": [0] * 3}, "has no place"),
+        ("journal.kept", {"block": 0, "counts": [0] * 3}, "has no place"),
+        ("journal.more", 1, "has the keys"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(where, value, phrase):
+    sampler = make_sampler()
+    sampler.set_proportions([0.2, 0.2, 0.6], at_draw=16)
+    before = json.dumps(sampler.state_dict())
+    state = json.loads(before)
+    key, _, field = where.partition(".")
+    if field:
+        state[key][1][field] = value
+    else:
+        state[key] = value
+    with pytest.raises(ValueError, match=f"damaged: .*{phrase}"):
+        sampler.load_state_dict(state)
+    assert json.dumps(sampler.state_dict()) == before
+
+
 # --- mistakes -----------------------------------------------------------------------------------------------
 
 

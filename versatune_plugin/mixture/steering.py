@@ -17,6 +17,7 @@ import numpy as np
 
 from versatune_plugin.mixture.mixture import Mixture, Update
 from versatune_plugin.sampler.feed import Feed
+from versatune_plugin.sampler.states import check_state
 
 STATE_VERSION = 1
 
@@ -244,8 +245,7 @@ class Steering:
         Raises:
             ValueError: It is of another version, or of a run with other domains, rows, stages or another kind of feed.
         """
-        if state["version"] != STATE_VERSION:
-            raise ValueError(f"steering state has version {state['version']}, this release reads {STATE_VERSION}")
+        check_state(state, "steering", STATE_VERSION, SteeringState.__annotations__)
         self.mixture.load_state_dict(state["mixture"])
         if state["feed_kind"] != type(self.feed).__name__:
             raise ValueError(
