@@ -314,7 +314,8 @@ def test_a_name_that_no_font_here_can_write_is_drawn_as_its_number(shown, monkey
     drawing._characters.cache_clear()
     names = ["law", "法律", "médecine", "코드"]
     shares = dict.fromkeys(names, 0.25)
-    record = Record(step=0, num_drawn=0, drawn_by_domain=shares, proportions_before=shares, proportions=shares)
+    both = {"proportions_before": shares, "proportions": shares}
+    record = Record(step=0, num_drawn=0, drawn_by_domain=dict.fromkeys(names, 0), **both)
     plot_history([record], tmp_path / "mixture.png")
     assert shown[::-1] == ["law", "#2", "médecine", "#4"]
     assert numbered(names) == {"法律": "#2", "코드": "#4"}
