@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.sampler.samplers import ROWS, count_calls, make_sampler, play, proportion_vectors, take
 from versatune_plugin.sampler.draws import Cursor, MixtureSampler
+from versatune_plugin.sampler.fair_counts import FairCounts, Place
 
 COSTS = np.random.default_rng(0).integers(0, 40, 100)  # of the rows above, for what holds in either unit
 UNITS = pytest.mark.parametrize("row_costs", [None, COSTS], ids=["examples", "tokens"])
@@ -480,6 +481,28 @@ def test_the_work_of_an_update_does_not_grow_with_the_number_of_updates(row_cost
     early = count_calls(lambda: play_updates(sampler, 100, 400))
     play_updates(sampler, 400, 2000)
     assert count_calls(lambda: play_updates(sampler, 2000, 2300)) < 1.1 * early
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(any), st.integers(1, 9), st.data())
+@settings(max_examples=60)
+def test_a_place_far_ahead_is_where_counting_block_by_block_would_come(weights, block_size, data):
+    number = len(weights)
+    lag = data.draw(st.one_of(st.just([0.0] * number), st.lists(st.floats(-3, 3), min_size=number, max_size=number)))
+    shares = FairCounts([weight / sum(weights) for weight in weights], block_size, lag)
+    places = [Place.start(number)]
+    for _ in range(150):
+        places.append(shares.next(places[-1]))
+    first, last = sorted(data.draw(st.tuples(st.integers(0, 150), st.integers(0, 150))))
+    nearer = shares.nearer(places[first], last)
+    assert first <= nearer.block <= max(first, last - 1)
+    assert nearer == places[nearer.block]
+
+
+@pytest.mark.parametrize("proportions", [(0.5, 0.3, 0.2), (1 / 3, 1 / 3, 1 / 3), (0.333, 0.333, 0.334)])
+def test_a_new_sampler_comes_to_a_far_block_at_once(proportions):
+    sampler = make_sampler(proportions=proportions)
+    assert count_calls(lambda: sampler.rows(8 * 10**9, 8 * 10**9 + 8)) < 20_000
+    assert sampler.rows(8 * 10**9, 8 * 10**9 + 40)[:8].tolist() == sampler.rows(8 * 10**9, 8 * 10**9 + 8).tolist()
 
 
 # --- one block per optimizer step ---------------------------------------------------------------------------

@@ -61,6 +61,8 @@ class Cursor:
         place, previous = self.place, self.previous
         if place is None or self.stretch is not stretch or block < (previous or place).block:
             place, previous = stretch.kept, None
+        if place.block + 1 < block:
+            place, previous = stretch.shares.nearer(place, block), None
         while place.block < block:
             place, previous = stretch.shares.next(place), place
         self.stretch, self.place, self.previous = stretch, place, previous
