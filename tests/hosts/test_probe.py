@@ -158,17 +158,17 @@ def test_rows_that_are_given_win_over_the_budget(workspace, tmp_path, caplog):
 
 def test_a_budget_that_a_longer_interval_would_keep_is_warned_of_with_that_interval(workspace, tmp_path, caplog):
     def build(interval):
-        block = inside.block(probe={"budget": 0.3}, update_interval=interval)
+        block = inside.block(probe={"budget": 0.33}, update_interval=interval)
         return inside.build(workspace, tmp_path, versatune=block, max_steps=20)
 
-    assert build(2).facts.probe_share > 0.3
+    assert build(2).facts.probe_share > 0.33
     (warning,) = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
     given, better = map(int, re.search(r"update_interval \(now (\d+)\) to (\d+)", warning).groups())
     assert given == 2
     caplog.clear()
-    assert build(better).facts.probe_share <= 0.3
+    assert build(better).facts.probe_share <= 0.33
     assert not [line for line in caplog.records if line.levelname == "WARNING"]
-    assert build(better - 1).facts.probe_share > 0.3
+    assert build(better - 1).facts.probe_share > 0.33
 
 
 @pytest.mark.parametrize(("loss_unit", "count"), [("token", "target_tokens"), ("byte", "target_bytes")])

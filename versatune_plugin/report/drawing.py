@@ -192,6 +192,10 @@ def marks(number: int) -> list[Mark]:
     ]
 
 
+LEGEND = 40
+"""Characters of a name in a legend."""
+
+
 def short(name: str, length: int = 18) -> str:
     """A name that fits beside an axis; its middle is left out where it is long, as either end may tell it apart."""
     name = _instead.get().get(name, name)

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from versatune_plugin.report.drawing import (
     GRID,
     INK,
+    LEGEND,
     MUTED,
     PAPER,
     Mark,
@@ -23,6 +24,7 @@ from versatune_plugin.report.drawing import (
     new_figure,
     numbered,
     save_png,
+    short,
 )
 from versatune_plugin.report.parts import Chart
 
@@ -102,10 +104,10 @@ def write_png(chart: Chart, folder: Path, names: Sequence[str] = ()) -> Path:
         chart.draw(figure)
         width, height = figure.get_size_inches()
         if chart.legend:
-            longest = max(map(len, chart.legend))
+            longest = min(LEGEND, max(map(len, chart.legend)))
             figure.set_size_inches(width + 0.9 + 0.085 * longest, max(height, 0.6 + 0.2 * len(chart.legend)))
             handles = [_handle(mark) for mark in chart.legend.values()]
-            names = [label(name) for name in chart.legend]
+            names = [short(name, LEGEND) for name in chart.legend]
             beside = {tuple: HandlerTuple(ndivide=None)}
             figure.legend(handles, names, loc="outside right upper", handler_map=beside, handlelength=3.4)
         figure.suptitle(label(chart.title), fontsize=11)

@@ -162,7 +162,7 @@ def test_on_a_worker_that_gets_no_domain_keys_the_noted_domains_count():
 
 def test_proportions_that_do_not_sum_to_one_are_a_mistake():
     (line,) = mistakes({"strategy": "manual", "initial_proportions": {"law": 0.5, "code": 0.6}})
-    assert line.startswith("versatune.initial_proportions: proportions must sum to 1 (within 1e-06), got 1.1")
+    assert line.startswith("versatune.initial_proportions: proportions must sum to 1 (within 0.0001), got 1.1")
 
 
 def test_proportions_of_an_unknown_domain_are_a_mistake():
@@ -324,7 +324,7 @@ def test_mistakes_in_the_block_and_around_it_are_reported_together():
         "streaming: a stream has no length",
         "none are split off streams",
         "datasets[1] (b): no domain",
-        "datasets[2] (c): a domain must be",
+        "datasets[2] (c): a domain name must be",
         "no dataset has the path 'lew.jsonl'",
     ):
         assert any(phrase in line for line in lines), phrase

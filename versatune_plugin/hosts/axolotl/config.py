@@ -254,7 +254,7 @@ def _domains_of(entries: list, key: str, block: Mapping, noted: Sequence) -> tup
             domain = BY_COLUMN
         elif domain is None and "domain" not in entry:
             problems.append(f"{where}: no domain; add `domain: NAME` to it, or its path to versatune.domains")
-        elif (problem := name_problem(domain)) and domain is not before:
+        elif (problem := name_problem(domain)) and (domain is None or domain is not before):
             problems.append(f"{where}: {problem}")
         domains.append(domain)
     return domains, problems
