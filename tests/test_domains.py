@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from versatune_plugin.domains import (
+    WRITTEN_TOLERANCE,
     check_domain_names,
     check_proportions,
     in_domain_order,
@@ -29,11 +30,38 @@ def test_no_domain_is_an_error():
         check_domain_names([])
 
 
-@pytest.mark.parametrize("name", ["", "  ", " law", "law\n", None, 3])
-def test_a_name_that_is_empty_padded_or_no_text_is_an_error_that_shows_it(name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "non-empty"),
+        ("  ", "without blanks around"),
+        (" law", "without blanks around"),
+        ("law\n", "without blanks around"),
+        ("la\nw", "one line"),
+        ("la\tw", "one line"),
+        ("la\x1b[2Jw", "control"),
+        ("la\u2028w", "one line"),
+        (["law"], "a string"),
+    ],
+)
+def test_a_name_that_is_empty_padded_no_text_or_no_single_line_is_an_error_that_shows_it(name, reason):
     assert not is_domain_name(name)
-    with pytest.raises(ValueError, match=f"non-empty string without blanks around it, got {re.escape(repr(name))}"):
+    with pytest.raises(ValueError, match=f"{reason}.*, got {re.escape(repr(name))}"):
         check_domain_names(["law", name])
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(False, "`no`"), (True, "`yes`"), (None, "`null`"), (3, "'3'"), (1.5, "'1.5'")]
+)
+def test_what_yaml_reads_as_another_kind_of_value_is_to_be_put_in_quotes(value, written):
+    with pytest.raises(ValueError, match=f"got {value!r}.*{written}.*") as error:
+        check_domain_names(["law", value])
+    assert "in quotes" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["law", "法律", "d" * 200, "e\u0301tudes", "👩\u200d⚕️ medicine", "$a_b$", "null"])
+def test_a_name_may_be_long_and_in_any_script(name):
+    assert check_domain_names([name]) == (name,)
 
 
 def test_duplicate_names_are_an_error_that_names_each_of_them_once():
@@ -96,6 +124,12 @@ def test_a_sum_within_a_millionth_of_one_is_normalised(off):
 def test_a_sum_farther_from_one_is_an_error_that_shows_it(off):
     with pytest.raises(ValueError, match=r"must sum to 1 \(within 1e-06\), got"):
         check_proportions([0.5, 0.3, 0.2 + off], DOMAINS)
+
+
+def test_what_a_person_wrote_may_be_farther_from_one():
+    assert check_proportions([0.3333] * 3, DOMAINS, tolerance=WRITTEN_TOLERANCE).tolist() == [1 / 3] * 3
+    with pytest.raises(ValueError, match=r"must sum to 1 \(within 0.0001\), got 0.999"):
+        check_proportions([0.333] * 3, DOMAINS, tolerance=WRITTEN_TOLERANCE)
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])

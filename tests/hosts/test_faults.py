@@ -520,11 +520,6 @@ MISTAKES = {
         {"initial_proportions": {"law": 0.5, "medicine": 0.5, "code": 0.5}},
         "initial_proportions\n  proportions must sum to 1",
     ),
-    "interval longer than the run": (
-        {},
-        {"update_interval": 100},
-        "update_interval is 100 optimizer steps but the run has only 14",
-    ),
     "unknown key": ({}, {"sigm": 1}, "unknown key; did you mean 'sigma'?"),
 }
 

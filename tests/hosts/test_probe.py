@@ -1,6 +1,7 @@
 """What a probe measures in a real run, and that it leaves no trace in the training."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -132,12 +133,10 @@ def test_default_rows_keep_the_predicted_share_within_the_budget_or_are_the_fewe
     share = 3 * tokens / (3 * tokens + 20 * train_batch_size * per_row * 3)
     assert trainer.facts.probe_share == pytest.approx(share, rel=1e-9)
     assert f"predicted to take {100 * share:.1f} % of the run" in caplog.text
-    if train_batch_size == 2:
+    if train_batch_size == 2:  # before the first step and at the end alone are above the budget already
         assert rows == [8, 8, 8]
-        assert (
-            f"{100 * share:.1f} % of the run, more than probe.budget, 20 %: raise versatune.update_int" in caplog.text
-        )
-        assert "lower versatune.probe.rows_per_domain (now 8)" in caplog.text
+        assert f"{100 * share:.1f} % of the run (above probe.budget, 20 %, as in any run so short)" in caplog.text
+        assert not [line for line in caplog.records if line.levelname == "WARNING"]
     else:
         assert rows[0] > 8
         assert share <= 0.2
@@ -154,7 +153,22 @@ def test_rows_that_are_given_win_over_the_budget(workspace, tmp_path, caplog):
     block = inside.block(probe={"rows_per_domain": 12, "budget": 0.01})
     trainer = inside.build(workspace, tmp_path, versatune=block)
     assert [len(part) for part in trainer._probes.rows_by_domain.values()] == [12, 12, 12]
-    assert "more than probe.budget, 1 %" in caplog.text
+    assert "more than probe.budget, 1 %: lower versatune.probe.rows_per_domain (now 12), or" in caplog.text
+
+
+def test_a_budget_that_a_longer_interval_would_keep_is_warned_of_with_that_interval(workspace, tmp_path, caplog):
+    def build(interval):
+        block = inside.block(probe={"budget": 0.33}, update_interval=interval)
+        return inside.build(workspace, tmp_path, versatune=block, max_steps=20)
+
+    assert build(2).facts.probe_share > 0.33
+    (warning,) = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
+    given, better = map(int, re.search(r"update_interval \(now (\d+)\) to (\d+)", warning).groups())
+    assert given == 2
+    caplog.clear()
+    assert build(better).facts.probe_share <= 0.33
+    assert not [line for line in caplog.records if line.levelname == "WARNING"]
+    assert build(better - 1).facts.probe_share > 0.33
 
 
 @pytest.mark.parametrize(("loss_unit", "count"), [("token", "target_tokens"), ("byte", "target_bytes")])

@@ -150,6 +150,16 @@ def test_the_state_of_another_run_is_refused(change, words):
         make().load_state_dict(steering.state_dict() | change)
 
 
+@pytest.mark.parametrize("part", ["steering", "mixture", "feed"])
+def test_a_state_without_one_of_its_keys_is_refused_by_its_name(part):
+    state = json.loads(json.dumps(make().state_dict()))
+    of_part = state if part == "steering" else state[part]
+    key = list(of_part)[-1]
+    del of_part[key]
+    with pytest.raises(ValueError, match=f"lacks '{key}'"):
+        make().load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("workers", "prefetch", "accumulation", "batches", "steps"),
     [(0, None, 1, 1, 1), (2, None, 1, 5, 5), (2, 4, 1, 9, 9), (2, 2, 4, 5, 2)],

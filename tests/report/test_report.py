@@ -4,8 +4,17 @@ import sys
 import pytest
 
 from versatune_plugin.files.record import Record
-from versatune_plugin.report import draw_mixture, format_summary, format_update, plot_history, summarise
+from versatune_plugin.report import (
+    draw_mixture,
+    drawing,
+    format_summary,
+    format_update,
+    numbered,
+    plot_history,
+    summarise,
+)
 from versatune_plugin.report.drawing import new_figure
+from versatune_plugin.report.series import folded
 
 ROWS = {"law": 100, "code": 50}
 
@@ -50,12 +59,43 @@ def records():
     ]
 
 
+def of_many(number, steps=(0, 10)):
+    """Records of many domains, evenly mixed but for the last ones: these rise and fall by 0.001 times their place."""
+    names = [f"domain-{position:02d}" for position in range(number)]
+    before = dict.fromkeys(names, 1 / number)
+    after = before | {
+        name: 1 / number + sign * 0.001 * (position // 2 + 1)
+        for position, (name, sign) in enumerate(zip(names[-10:], [1, -1] * 5, strict=True))
+    }
+    both = {"drawn_by_domain": dict.fromkeys(names, 7), "losses": dict.fromkeys(names, 2.0), "loss_errors": None}
+    return [
+        Record(step=step, num_drawn=12 * step, proportions_before=before, proportions=after if step else before, **both)
+        for step in steps
+    ]
+
+
 # --- one line per update ------------------------------------------------------------------------------------
 
 
 def test_an_update_is_one_line_with_what_changed_and_what_was_measured(records):
     line = format_update(records[1], num_steps=400)
     assert line == "step  10/400 | law 0.500 -> 0.900 loss 1.500 | code 0.500 -> 0.100 loss 2.900"
+
+
+def test_of_many_domains_a_line_shows_those_that_changed_most_and_counts_the_rest():
+    line = format_update(of_many(50)[1], num_steps=100)
+    assert len(line) < 600
+    assert [f"domain-{position}" in line for position in range(38, 50)] == [False, False] + [True] * 10
+    assert line.endswith(" | +38 more in history.jsonl")
+    assert "more" not in format_update(of_many(12)[1], num_steps=100)
+
+
+def test_where_no_proportion_changed_a_line_shows_the_largest():
+    record = of_many(50)[1]
+    record.proportions_before = record.proportions
+    line = format_update(record, num_steps=100)
+    assert "domain-48 0.025 loss" in line  # the highest: 1/50 + 0.005
+    assert "domain-49" not in line  # the lowest
 
 
 def test_a_proportion_that_stayed_is_shown_once(records):
@@ -163,6 +203,16 @@ def test_the_table_is_aligned_and_holds_every_number(records):
     assert len({len(line) for line in lines}) == 1
 
 
+def test_a_table_of_so_many_rows_shows_the_domains_that_changed_most_and_counts_the_rest():
+    header, *rows, more = format_summary(of_many(50), most=11).splitlines()
+    assert header.startswith("domain ")
+    shown = [row.split()[0] for row in rows]
+    assert shown == ["domain-00", *(f"domain-{position}" for position in range(40, 50))]
+    assert more == "+39 more: `versatune report` shows all"
+    assert len(format_summary(of_many(50)).splitlines()) == 51
+    assert len(format_summary(of_many(11), most=11).splitlines()) == 12
+
+
 def test_the_last_loss_comes_with_its_standard_error_where_it_is_known(records):
     records[-1].loss_errors = {"law": 0.0312, "code": None}
     records[-1].change_since_start_error = {"law": 0.014, "code": None}
@@ -228,10 +278,12 @@ def test_twenty_domains_stay_distinct_in_the_stack(matplotlib):
     assert len(looks) == len(axes.collections) == 20
 
 
-def test_every_domain_name_is_shown_as_it_is(matplotlib, monkeypatch, tmp_path):
+@pytest.fixture
+def shown(matplotlib, monkeypatch):
+    """What the legend of a plot says, from the top."""
     from matplotlib.figure import Figure
 
-    names, shown, legend = ["price_$5_to_$10", "_private", "50% {x}", "a\\b"], [], Figure.legend
+    shown, legend = [], Figure.legend
 
     def read_legend(figure, *arguments, **options):
         made = legend(figure, *arguments, **options)
@@ -239,6 +291,39 @@ def test_every_domain_name_is_shown_as_it_is(matplotlib, monkeypatch, tmp_path):
         return made
 
     monkeypatch.setattr(Figure, "legend", read_legend)
+    return shown
+
+
+def test_of_many_domains_the_plot_shows_as_many_as_it_has_marks_and_one_for_the_others(shown, tmp_path):
+    plot_history(of_many(50), tmp_path / "mixture.png")
+    assert shown[0] == "27 others"
+    assert len(shown) == len(set(shown)) == 24
+    assert {f"domain-{position}" for position in range(40, 50)} < set(shown)
+
+
+def test_the_others_have_the_rest_of_the_proportions_and_no_loss():
+    records = folded(of_many(50), 24)
+    assert sum(records[1].proportions.values()) == pytest.approx(1, abs=1e-12)
+    assert records[1].proportions["27 others"] == pytest.approx(27 / 50, abs=1e-12)
+    assert records[1].losses["27 others"] is None
+    assert folded(records, 24) is records
+
+
+def test_a_name_that_no_font_here_can_write_is_drawn_as_its_number(shown, monkeypatch, tmp_path):
+    monkeypatch.setattr(drawing, "_CJK", ())  # as on a machine without any
+    drawing._characters.cache_clear()
+    names = ["law", "法律", "médecine", "코드"]
+    shares = dict.fromkeys(names, 0.25)
+    both = {"proportions_before": shares, "proportions": shares}
+    record = Record(step=0, num_drawn=0, drawn_by_domain=dict.fromkeys(names, 0), **both)
+    plot_history([record], tmp_path / "mixture.png")
+    assert shown[::-1] == ["law", "#2", "médecine", "#4"]
+    assert numbered(names) == {"法律": "#2", "코드": "#4"}
+    drawing._characters.cache_clear()
+
+
+def test_every_domain_name_is_shown_as_it_is(shown, tmp_path):
+    names = ["price_$5_to_$10", "_private", "50% {x}", "a\\b"]
     shares = dict.fromkeys(names, 0.25)
     record = {"losses": shares, "reference_losses": shares, "proportions_before": shares, "proportions": shares}
     record |= {"step": 0, "num_drawn": 0, "drawn_by_domain": dict.fromkeys(names, 0)}

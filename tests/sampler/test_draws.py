@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.sampler.samplers import ROWS, count_calls, make_sampler, play, proportion_vectors, take
 from versatune_plugin.sampler.draws import Cursor, MixtureSampler
+from versatune_plugin.sampler.fair_counts import FairCounts, Place
 
 COSTS = np.random.default_rng(0).integers(0, 40, 100)  # of the rows above, for what holds in either unit
 UNITS = pytest.mark.parametrize("row_costs", [None, COSTS], ids=["examples", "tokens"])
@@ -482,6 +483,28 @@ def test_the_work_of_an_update_does_not_grow_with_the_number_of_updates(row_cost
     assert count_calls(lambda: play_updates(sampler, 2000, 2300)) < 1.1 * early
 
 
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(any), st.integers(1, 9), st.data())
+@settings(max_examples=60)
+def test_a_place_far_ahead_is_where_counting_block_by_block_would_come(weights, block_size, data):
+    number = len(weights)
+    lag = data.draw(st.one_of(st.just([0.0] * number), st.lists(st.floats(-3, 3), min_size=number, max_size=number)))
+    shares = FairCounts([weight / sum(weights) for weight in weights], block_size, lag)
+    places = [Place.start(number)]
+    for _ in range(150):
+        places.append(shares.next(places[-1]))
+    first, last = sorted(data.draw(st.tuples(st.integers(0, 150), st.integers(0, 150))))
+    nearer = shares.nearer(places[first], last)
+    assert first <= nearer.block <= max(first, last - 1)
+    assert nearer == places[nearer.block]
+
+
+@pytest.mark.parametrize("proportions", [(0.5, 0.3, 0.2), (1 / 3, 1 / 3, 1 / 3), (0.333, 0.333, 0.334)])
+def test_a_new_sampler_comes_to_a_far_block_at_once(proportions):
+    sampler = make_sampler(proportions=proportions)
+    assert count_calls(lambda: sampler.rows(8 * 10**9, 8 * 10**9 + 8)) < 20_000
+    assert sampler.rows(8 * 10**9, 8 * 10**9 + 40)[:8].tolist() == sampler.rows(8 * 10**9, 8 * 10**9 + 8).tolist()
+
+
 # --- one block per optimizer step ---------------------------------------------------------------------------
 
 
@@ -588,6 +611,48 @@ def test_all_differences_of_a_state_are_named_together():
 def test_a_state_of_another_version_is_refused():
     with pytest.raises(ValueError, match="version 99, this release reads 2"):
         make_sampler().load_state_dict(make_sampler().state_dict() | {"version": 99})
+
+
+@pytest.mark.parametrize("key", make_sampler().state_dict())
+def test_a_state_without_one_of_its_keys_is_refused_by_its_name(key):
+    state = make_sampler().state_dict()
+    del state[key]
+    with pytest.raises(ValueError, match=key):
+        make_sampler().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "phrase"),
+    [
+        ("num_drawn", -1, "num_drawn .* got -1"),
+        ("num_drawn", 1.5, "num_drawn .* got 1.5"),
+        ("num_drawn", None, "num_drawn .* got None"),
+        ("journal", [], "journal is empty"),
+        ("journal.draw", 7, "begins at draw 7, after one at 0, in blocks of 8"),
+        ("journal.draw", 0, "begins at draw 0, after one at 0"),
+        ("journal.proportions", [0.5, 0.5, 0.5], "must sum to 1"),
+        ("journal.proportions", [1.0], "one number per domain"),
+        ("journal.drawn", [8, 0], "3 numbers, one per domain"),
+        ("journal.drawn", [8, 0, -1], "no whole number"),
+        ("journal.lag", [], "3 numbers"),
+        ("journal.kept", {"block": -1, "counts": [0] * 3, "costs": [0] * 3}, "has no place"),
+        ("journal.kept", {"block": 0, "counts": [0] * 3}, "has no place"),
+        ("journal.more", 1, "has the keys"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(where, value, phrase):
+    sampler = make_sampler()
+    sampler.set_proportions([0.2, 0.2, 0.6], at_draw=16)
+    before = json.dumps(sampler.state_dict())
+    state = json.loads(before)
+    key, _, field = where.partition(".")
+    if field:
+        state[key][1][field] = value
+    else:
+        state[key] = value
+    with pytest.raises(ValueError, match=f"damaged: .*{phrase}"):
+        sampler.load_state_dict(state)
+    assert json.dumps(sampler.state_dict()) == before
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------

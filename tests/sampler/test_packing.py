@@ -406,6 +406,8 @@ def test_a_state_of_another_version_or_with_a_damaged_window_is_refused():
     state = through_json(feed.state_dict())
     with pytest.raises(ValueError, match="packing state has version 9, this release reads 1"):
         feed.load_state_dict(state | {"version": 9})
+    with pytest.raises(ValueError, match="packing state is damaged: it lacks 'window'"):
+        feed.load_state_dict({key: value for key, value in state.items() if key != "window"})
     state["window"]["draws"].reverse()
     with pytest.raises(ValueError, match="do not ascend"):
         feed.load_state_dict(state)

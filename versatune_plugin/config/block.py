@@ -1,6 +1,5 @@
 """The `versatune:` block, and the args class Axolotl asks for."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +19,7 @@ from versatune_plugin.config.sections import (
     ReferenceConfig,
     StagesConfig,
 )
+from versatune_plugin.domains import ROUNDING
 from versatune_plugin.strategies import STRATEGIES, Strategy
 from versatune_plugin.strategies.staged import STAGED
 
@@ -133,6 +133,14 @@ class VersaTuneConfig(Block):
         return default if own or self.initial_proportions is None else self.initial_proportions
 
     @property
+    def start_remark(self) -> str | None:
+        """What to say of a written start that does not quite sum to 1; None where it does, or none was written."""
+        total = sum(self.start.values()) if isinstance(self.start, dict) else 1.0
+        if abs(total - 1) <= ROUNDING:
+            return None
+        return f"versatune.initial_proportions sum to {total:.8g}: each is divided by that"
+
+    @property
     def power(self) -> float:
         """The power to which the start is raised."""
         return -1.0 if self.strategy == "inverse" else self.initial_power
@@ -183,19 +191,6 @@ class VersaTuneConfig(Block):
             return strategies.own_strategy(self.strategy)
         except ValueError:
             return None
-
-
-def interval_problems(block: Mapping, num_steps: int) -> list[str]:
-    """What is wrong with a block's update interval in a run of `num_steps` optimizer steps."""
-    default = VersaTuneConfig.model_fields["update_interval"].default
-    interval = block.get("update_interval", default)
-    if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= num_steps:
-        return []
-    number = f"{interval:g} optimizer steps{', the default,' if interval == default else ''}"
-    return [
-        f"versatune.update_interval is {number} but the run has only {num_steps}; "
-        f"give at most {num_steps}, or a share of the run such as 0.1"
-    ]
 
 
 class VersaTuneArgs(BaseModel):

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from versatune_plugin.domains import nearest
+from versatune_plugin.domains import nearest, quotes_hint
 
 Problem = tuple[tuple[str, ...], str]
 """Where (path of keys below the block) and what is wrong."""
@@ -21,6 +21,11 @@ def _error(where: tuple, message: str, given: Any) -> InitErrorDetails:
     return InitErrorDetails(type=kind, loc=where, input=_without_secrets(given, where[-1] if where else ""))
 
 
+def _message(error: ErrorDetails) -> str:
+    """What is wrong, and what to do where YAML has read a name as something else."""
+    return error["msg"] + (quotes_hint(error["input"]) if error["type"] == "string_type" else "")
+
+
 def _without_secrets(given: Any, key: Any = "") -> Any:
     """What was given, as it may be shown in an error: a key put into the YAML by mistake stays out of the log."""
     if isinstance(given, Mapping):
@@ -29,6 +34,8 @@ def _without_secrets(given: Any, key: Any = "") -> Any:
 
 
 def _without_tag(where: tuple) -> tuple:
+    """Without what pydantic adds to the keys of the YAML."""
+    where = where[:-1] if where[-1:] == ("[key]",) else where
     return where[:1] + where[2:] if where[1:2] in (("numbers",), ("names",), ("name",)) else where
 
 
@@ -50,7 +57,7 @@ class Block(BaseModel):
         try:
             block = handler(valid)
         except ValidationError as error:
-            errors += [_error(_without_tag(e["loc"]), e["msg"], e["input"]) for e in error.errors(include_url=False)]
+            errors += [_error(_without_tag(e["loc"]), _message(e), e["input"]) for e in error.errors(include_url=False)]
             wrong = {e["loc"][0] for e in error.errors() if e["loc"]}
             block = cls._of_valid_keys(handler, {key: value for key, value in valid.items() if key not in wrong})
         if block is not None:

@@ -1,17 +1,19 @@
 """Contradictions between the keys of a `versatune:` block, and names in it that are no domains."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from versatune_plugin import strategies
 from versatune_plugin.config.blocks import Problem
 from versatune_plugin.config.sections import SELF, GuardsConfig, StagesConfig
-from versatune_plugin.domains import SUM_TOLERANCE, check_proportions, misfits, nearest
+from versatune_plugin.domains import SUM_TOLERANCE, WRITTEN_TOLERANCE, check_proportions, misfits, nearest
 from versatune_plugin.strategies import STRATEGIES, powered
 from versatune_plugin.strategies.staged import STAGED
 
 START_NAMES = ("detected", "uniform", "proportional")
 """What `initial_proportions` can name, besides a file."""
 
+
+_NAMING_ALL = ("initial_proportions", "reference_losses")  # where they hold a number per domain
 
 _RISE = {"expansion.domain", "expansion.delta", "expansion.ceiling", "expansion.start"}
 KEYS_OF_STRATEGIES = {
@@ -35,6 +37,7 @@ def contradictions(config) -> list[Problem]:
         *_unit_problems(config),
         *_start_problems(config),
         *_reference_problems(config),
+        *_name_problems(config),
     ]
     if config.kind is None:
         return problems
@@ -78,7 +81,7 @@ def _start_problems(config) -> list[Problem]:
         return [(key, f"not a name, a proportion per domain or a .json file{nearest(given, START_NAMES)}")]
     if isinstance(given, dict):
         try:
-            powered(check_proportions(given, list(given)), config.power)
+            powered(check_proportions(given, list(given), tolerance=WRITTEN_TOLERANCE), config.power)
         except ValueError as error:
             return [(key, str(error))]
     return []
@@ -97,6 +100,28 @@ def _reference_problems(config) -> list[Problem]:
         ((*key, domain), f"must be at least 0 nats per target token, got {loss}")
         for domain, loss in config.reference_losses.items()
         if loss < 0
+    ]
+
+
+def _name_problems(config) -> list[Problem]:
+    """Domains that one key names and another does not; proportions and reference losses name all domains."""
+    given = {key: getattr(config, key) for key in _NAMING_ALL}
+    whole = {key: values for key, values in given.items() if values and isinstance(values, dict)}
+    if not whole:
+        return []
+    naming, domains = next(iter(whole.items()))
+    problems: list[Problem] = [
+        ((key,), f"has no {domain!r}, which `{naming}` names: give both the same domains")
+        for key, values in whole.items()
+        for domain in domains
+        if domain not in values
+    ]
+    named = {**whole, **_names_in(config.model_dump())}
+    return problems + [
+        (tuple(key.split(".")), f"names {name!r}, which `{naming}` does not name{nearest(name, domains)}")
+        for key, names in named.items()
+        for name in names
+        if name not in domains
     ]
 
 
@@ -145,20 +170,13 @@ def unused_keys(config) -> list[str]:
 def domain_problems(block: Mapping, domains: tuple[str, ...]) -> list[str]:
     """Names in a `versatune:` block that do not fit the domains of the datasets, and bounds that leave no room."""
     problems = []
-    for key in ("initial_proportions", "reference_losses"):
+    for key in _NAMING_ALL:
         if isinstance(block.get(key), Mapping):
             problems += misfits(block[key], domains, f"versatune.{key}")
-    guards, expansion = _mapping(block, "guards"), _mapping(block, "expansion")
-    targets = expansion.get("domain", [])
-    named = {
-        "detection.descriptions": _mapping(_mapping(block, "detection"), "descriptions"),
-        "guards.floor": _mapping(guards, "floor"),
-        "guards.ceiling": _mapping(guards, "ceiling"),
-        "expansion.domain": targets if isinstance(targets, list) else [targets],
-    }
+    targets = _mapping(block, "expansion").get("domain", [])
     problems += [
         f"versatune.{key} names an unknown domain {name!r}{nearest(str(name), domains)}"
-        for key, names in named.items()
+        for key, names in _names_in(block).items()
         for name in names
         if name not in domains
     ]
@@ -171,7 +189,18 @@ def domain_problems(block: Mapping, domains: tuple[str, ...]) -> list[str]:
         problems += strategies.stage_problems(block["strategy"], domains, general, stages.order)
     if isinstance(targets, list) and len(domains) > 1 and all(domain in targets for domain in domains):
         problems.append("versatune.expansion.domain names all domains: leave at least one out, whose rows can be taken")
-    return problems + _room_problems(guards, domains)
+    return problems + _room_problems(_mapping(block, "guards"), domains)
+
+
+def _names_in(block: Mapping) -> dict[str, Iterable]:
+    """The domains that keys name which need not name all."""
+    guards, targets = _mapping(block, "guards"), _mapping(block, "expansion").get("domain", [])
+    return {
+        "detection.descriptions": _mapping(_mapping(block, "detection"), "descriptions"),
+        "guards.floor": _mapping(guards, "floor"),
+        "guards.ceiling": _mapping(guards, "ceiling"),
+        "expansion.domain": targets if isinstance(targets, list) else [targets],
+    }
 
 
 def _mapping(block: Mapping, key: str) -> Mapping:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from versatune_plugin import strategies
-from versatune_plugin.config.block import Unit, VersaTuneConfig, interval_problems
+from versatune_plugin.config.block import Unit, VersaTuneConfig
 from versatune_plugin.config.checks import KEYS_OF_STRATEGIES
 from versatune_plugin.config.measured import LossUnit, Measured, ReferenceRun
 from versatune_plugin.config.sections import SELF, GuardsConfig
-from versatune_plugin.domains import SUM_TOLERANCE, check_proportions, in_domain_order
+from versatune_plugin.domains import SUM_TOLERANCE, WRITTEN_TOLERANCE, check_proportions, in_domain_order
 from versatune_plugin.mixture.guards import Guards
 from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.strategies import STRATEGIES, Strategy, powered
@@ -92,7 +92,7 @@ def resolve(
 
     Raises:
         ValueError: The start does not fit the domains or the guards, a number is missing, or the run is too short for
-            the update interval or the strategy's stages.
+            the strategy's stages.
     """
     domains = tuple(sizes)
     strategy = build_strategy(config, measured, sizes)
@@ -133,13 +133,7 @@ def provisional(config: VersaTuneConfig, domains: Sequence[str]) -> Measured:
 
 
 def interval_in_steps(config: VersaTuneConfig, num_steps: int) -> int:
-    """Optimizer steps between two updates in a run of `num_steps`.
-
-    Raises:
-        ValueError: The interval is longer than the run, so that nothing would ever be updated.
-    """
-    for problem in interval_problems({"update_interval": config.update_interval}, num_steps):
-        raise ValueError(problem)
+    """Optimizer steps between two updates in a run of `num_steps`, which may be shorter."""
     interval = config.update_interval if config.update_interval >= 1 else config.update_interval * num_steps
     return max(1, round(interval))
 
@@ -285,7 +279,7 @@ def _given_start(config: VersaTuneConfig, measured: Measured, sizes: Mapping[str
             raise ValueError(f"versatune.initial_proportions: {config.detection_file} has not been measured")
         start = dict(measured.start)
     if isinstance(start, dict):
-        vector = check_proportions(start, domains, "versatune.initial_proportions")
+        vector = check_proportions(start, domains, "versatune.initial_proportions", WRITTEN_TOLERANCE)
     elif start == "proportional":
         amounts = np.array(list(sizes.values()), dtype=np.float64)
         vector = amounts / amounts.sum()

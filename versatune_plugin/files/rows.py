@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, List, Value, concatenate_datasets
 
-from versatune_plugin.domains import is_domain_name
+from versatune_plugin.domains import name_problem
 
 TOKENS = "input_ids"
 LABELS = "labels"
@@ -33,9 +33,9 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset]:
     empty = sum(1 for value in values if value is None or not str(value).strip())
     if empty:
         raise ValueError(f"{empty} of {len(values)} rows have no domain in column {column!r}")
-    blanks = sorted({str(value) for value in values if not is_domain_name(str(value))})
-    if blanks:
-        raise ValueError(f"blanks around the domain in column {column!r}: {', '.join(map(repr, blanks))}")
+    problems = [problem for name in sorted(set(map(str, values))) if (problem := name_problem(name))]
+    if problems:
+        raise ValueError(f"column {column!r}: {'; '.join(problems)}")
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         rows.setdefault(str(value), []).append(row)

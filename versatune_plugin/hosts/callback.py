@@ -16,11 +16,16 @@ from versatune_plugin.files.record import Block, Record, Run
 from versatune_plugin.files.rows import UNITS
 from versatune_plugin.hosts import progress
 from versatune_plugin.hosts.checkpoints import step_of_best
+from versatune_plugin.hosts.plan import never_updated
 from versatune_plugin.hosts.steered import Steered
-from versatune_plugin.mixture.steering import LookAhead, Steering, Turn, by_domain
-from versatune_plugin.report import format_summary, format_update, plot_history
+from versatune_plugin.mixture.steering import LookAhead, Steering, Turn, by_domain, num_acting_updates
+from versatune_plugin.report import format_summary, format_update, numbered, plot_history
+from versatune_plugin.strategies import Fixed, Staged
+from versatune_plugin.tables import in_a_line
 
 STATE_VERSION = 4
+
+_MOST_ROWS = 24  # of the table at the end of a run
 
 _IN_WORDS = {
     "look_ahead_steps": "steps until new proportions act",
@@ -298,7 +303,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def _announce(self, state) -> None:
         settings, look_ahead, num_rows = self._settings, self._look_ahead, self._trainer.facts.num_rows_by_domain
-        proportions = zip(settings.domains, self._steering.mixture.proportions, strict=True)
+        proportions = dict(zip(settings.domains, self._steering.mixture.proportions, strict=True))
         if state.is_world_process_zero:
             self._logger.info(
                 "%s: strategy %s, %d domains, %s, %s; update every %d steps, acting %d step(s) later (the loader "
@@ -307,13 +312,16 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 settings.block["strategy"],
                 len(settings.domains),
                 "streams" if num_rows is None else f"{sum(num_rows.values())} rows",
-                ", ".join(f"{domain} {proportion:.3f}" for domain, proportion in proportions),
+                in_a_line(proportions),
                 settings.interval,
                 look_ahead.num_steps,
                 look_ahead.num_batches,
             )
             if (planned := settings.strategy.describe(state.max_steps)) is not None:
                 self._logger.info("%s", planned)
+            of_run = (state.max_steps, settings.interval)
+            if not (num_acting_updates(*of_run, look_ahead.num_steps) or isinstance(settings.strategy, Fixed | Staged)):
+                self._logger.warning("%s", never_updated(*of_run))
         if look_ahead.num_steps > settings.interval:
             self._logger.warning(
                 "new proportions act %d steps after their update, later than the next update (every %d steps): lower "
@@ -324,9 +332,9 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def _show_summary(self, history: History, seconds: float) -> None:
         records = history.read()
-        if not records or len(self._settings.domains) == 1:  # unreadable, or a reference run: no mixture to show
+        if not records or self._trainer.reference_run is not None:  # unreadable, or no mixture to show
             return
-        self._logger.info("rows drawn and losses by domain:\n%s", format_summary(records))
+        self._logger.info("rows drawn and losses by domain:\n%s", format_summary(records, _MOST_ROWS))
         self._logger.info("history %s", history.path)
         if self._probe_seconds:
             share = 100 * self._probe_seconds / seconds
@@ -344,6 +352,9 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             self._logger.warning("no plot: %r", error)
         else:
             self._logger.info("plot %s", plot)
+            if names := numbered(self._settings.domains):
+                in_words = ", ".join(f"{number} {name}" for name, number in names.items())
+                self._logger.info("no font here has the characters of some names, so the plot has: %s", in_words)
 
 
 def _probe_rows(probe: Mapping[str, Mapping] | None) -> dict[str, str] | None:

@@ -1,6 +1,7 @@
 """What a trainer is given, checked before the host loads a model: domains, rows, training arguments, steps."""
 
 from collections.abc import Mapping
+from numbers import Integral
 
 from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
@@ -40,7 +41,9 @@ def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset] |
         raise ValueError(
             f"{name} must be a dict of datasets per domain or a Dataset with a domain column, got {type(rows).__name__}"
         )
-    check_domain_names(list(rows), name)
+    names = [str(key) if isinstance(key, Integral) and not isinstance(key, bool) else key for key in rows]
+    check_domain_names(names, name)  # numbers name domains as those of a column do
+    rows = dict(zip(names, rows.values(), strict=True))
     for domain, part in rows.items():
         if isinstance(part, IterableDataset) and name == "eval_dataset":
             raise ValueError(f"{name}[{domain!r}] is a stream: {stream_checks.HELD_OUT}")
@@ -49,7 +52,25 @@ def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset] |
     if any(map(is_stream, rows.values())) and not are_streams(rows):
         known = ", ".join(repr(domain) for domain, part in rows.items() if not is_stream(part))
         raise ValueError(f"{name}: some domains are streams, so all must be: give {known} as .to_iterable_dataset()")
-    return dict(rows)
+    return rows
+
+
+def rows_by_position(args: tuple, train_dataset, eval_dataset) -> tuple:
+    """A trainer's other positional arguments, its training rows and its held-out rows, however they were given.
+
+    Transformers and TRL have the rows in the fourth and the fifth place, after model, arguments and collator.
+
+    Raises:
+        TypeError: Rows were given twice, or something behind them by position.
+    """
+    if len(args) > 5:
+        raise TypeError(f"give what follows eval_dataset by its name, not by position ({len(args)} were)")
+    rows = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    for name, given in zip(rows, args[3:], strict=False):
+        if rows[name] is not None:
+            raise TypeError(f"{name} was given twice, by its position and by its name")
+        rows[name] = given
+    return args[:3], *rows.values()
 
 
 def is_stream(rows) -> bool:

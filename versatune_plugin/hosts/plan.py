@@ -9,7 +9,8 @@ import numpy as np
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.sections import DetectionConfig
 from versatune_plugin.measuring.probe_plan import ProbePlan
-from versatune_plugin.strategies import Fixed
+from versatune_plugin.mixture.steering import num_acting_updates
+from versatune_plugin.strategies import Fixed, Staged
 from versatune_plugin.tables import aligned
 
 _WIDTH = 110
@@ -49,7 +50,7 @@ class Plan:
     @property
     def num_updates(self) -> int:
         """Updates whose proportions act before the run ends."""
-        return max(0, (self.num_steps - self.look_ahead - 1) // self.interval)
+        return num_acting_updates(self.num_steps, self.interval, self.look_ahead)
 
 
 def format_plan(plan: Plan) -> str:
@@ -90,7 +91,7 @@ def _table(plan: Plan) -> str:
 
 
 def _moved(plan: Plan) -> list[str]:
-    return [
+    return [plan.config.start_remark] * bool(plan.config.start_remark) + [
         f"guards: {domain} starts at {after:.4f} instead of {before:.4f}"
         for domain, before, after in zip(plan.domains, plan.asked, plan.start, strict=True)
         if before != after
@@ -106,12 +107,19 @@ def _steps(plan: Plan) -> str:
 
 def _updates(plan: Plan) -> list[str]:
     if plan.num_updates == 0:
-        fixed = plan.config.kind is Fixed or plan.config.strategy == "multitask"
-        warning = "warning: the mixture never changes in this run: lower versatune.update_interval"
-        return ["none that acts before the run ends", *([] if fixed else [warning])]
+        warning = f"warning: {never_updated(plan.num_steps, plan.interval)}"
+        return ["none that acts before the run ends", *([] if plan.config.kind in (Fixed, Staged) else [warning])]
     count = "once" if plan.num_updates == 1 else f"{plan.num_updates:,} times"
     ahead = "1 step" if plan.look_ahead == 1 else f"{plan.look_ahead} steps"
     return [f"{count}, every {plan.interval:,} step(s); new proportions act {ahead} after their update"]
+
+
+def never_updated(num_steps: int, interval: int) -> str:
+    """What to say of a run without an update that acts."""
+    return (
+        f"the mixture never changes in this run of {num_steps:,} steps: lower versatune.update_interval (now "
+        f"{interval:,} steps), or give it as a share of the run, such as 0.1"
+    )
 
 
 def _losses(plan: Plan) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from versatune_plugin.config.measured import ReferenceRun
 from versatune_plugin.config.settings import Settings
 from versatune_plugin.measuring.train_losses import TrainLosses
 from versatune_plugin.mixture.steering import Measurement
@@ -38,6 +39,8 @@ class Steered(Protocol):
     """What the host's loader reads; None before there is one."""
     resumed_from: str | None
     """The checkpoint that the run goes on from."""
+    reference_run: ReferenceRun | None
+    """Set where the run measures the reference loss of one domain."""
     train_losses: TrainLosses | None
     """Under `signal: train`, what the training batches are measured by."""
 

@@ -34,6 +34,7 @@ from versatune_plugin.hosts.checks import (
     check_domains_fit,
     describe_model,
     num_rows,
+    rows_by_position,
     rows_per_epoch,
     settings_of,
 )
@@ -103,6 +104,7 @@ class VersaTuneMixin(_Host):
     """What stays the same in all its runs."""
 
     def __init__(self, *args, train_dataset=None, eval_dataset=None, versatune=None, **kwargs) -> None:
+        args, train_dataset, eval_dataset = rows_by_position(args, train_dataset, eval_dataset)
         if versatune is None:  # the Axolotl plugin brings the mixture after construction
             super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
             return
@@ -216,6 +218,8 @@ class VersaTuneMixin(_Host):
             self._logger.warning(
                 "under reference_losses: self a target whose loss falls has no potential, so it is not raised"
             )
+        if config.start_remark:
+            self._logger.info(config.start_remark)
         for domain, before, after in zip(settings.domains, settings.asked, settings.start, strict=True):
             if before != after:
                 self._logger.info("guards: %s starts at %.3f instead of %.3f", domain, after, before)

@@ -3,6 +3,7 @@
 Told before a model is there: a trainer and `versatune check` ask here, and get the same numbers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,22 +40,36 @@ class ProbePlan:
     """Of the run's time, as predicted, in [0, 1)."""
     budget: float
     """What the block asks the share to stay under."""
+    is_given: bool
+    """Whether the block gives the number of rows."""
+    interval: int
+    """Optimizer steps between two updates."""
+    affordable_interval: int | None
+    """The shortest one with which so many rows stay within the budget; None where none does."""
 
     def __str__(self) -> str:
         measured = [min(self.num_rows, number) for number in self.num_heldout]
         count = f"{min(measured)}" if min(measured) == max(measured) else f"{min(measured)} to {max(measured)}"
         count = f"all {count}" if self.num_rows >= max(self.num_heldout) else count
-        return f"{count} held-out rows per domain, predicted to take {100 * self.share:.1f} % of the run"
+        text = f"{count} held-out rows per domain, predicted to take {100 * self.share:.1f} % of the run"
+        if self.share <= self.budget or self.warning:
+            return text
+        return f"{text} (above probe.budget, {100 * self.budget:g} %, as in any run so short)"
 
     @property
     def warning(self) -> str | None:
-        """What to do about probes above their budget; None below it."""
-        if self.share <= self.budget:
+        """What to do about probes above their budget; None below it, and where no other interval would help.
+
+        Before the first step and at the end of the run is the least that is measured.
+        """
+        remedies = [f"lower versatune.probe.rows_per_domain (now {self.num_rows})"] if self.is_given else []
+        if self.affordable_interval:
+            remedies.append(f"raise versatune.update_interval (now {self.interval}) to {self.affordable_interval}")
+        if self.share <= self.budget or not remedies:
             return None
         return (
             f"the probes are predicted to take {100 * self.share:.1f} % of the run, more than probe.budget, "
-            f"{100 * self.budget:g} %: raise versatune.update_interval, lower versatune.probe.rows_per_domain (now "
-            f"{self.num_rows}), or raise the budget, if they are worth that to you"
+            f"{100 * self.budget:g} %: {', '.join(remedies)}, or raise the budget, if they are worth that to you"
         )
 
 
@@ -98,14 +113,25 @@ def plan_probes(
         world_size=world_size,
     )
     num_rows = num_probe_rows(config, measured, cost.share)
+    share = float(cost.share(num_rows))
     return ProbePlan(
         num_rows=num_rows,
         num_heldout=tuple(len(heldout[domain]) for domain in train),
         batch_size=cost.batch_size,
         num_measurements=cost.num_measurements,
-        share=float(cost.share(num_rows)),
+        share=share,
         budget=config.probe.budget,
+        is_given=measured.probe_rows is None and config.probe.rows_per_domain is not None,
+        interval=interval,
+        affordable_interval=_affordable_interval(share, config.probe.budget, cost.num_measurements, num_steps),
     )
+
+
+def _affordable_interval(share: float, budget: float, num_measurements: int, num_steps: int) -> int | None:
+    """The shortest interval whose probes stay within the budget, by the share that so many of them take; or None."""
+    of_one = share / (1 - share) / num_measurements  # beside the time of training
+    most = math.floor(budget / (1 - budget) / of_one) if of_one else num_measurements
+    return math.ceil(num_steps / (most - 1)) if most >= 2 else None
 
 
 def rows_drawn(start: np.ndarray, num_draws: int, mean_costs: Sequence[float]) -> np.ndarray:

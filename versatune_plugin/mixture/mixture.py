@@ -10,6 +10,7 @@ import numpy as np
 
 from versatune_plugin.domains import ProportionsLike, check_domain_names, check_proportions
 from versatune_plugin.mixture.guards import Guards
+from versatune_plugin.sampler.states import check_state
 from versatune_plugin.signals import forgetting_degree, learnable_potential, loss_errors, relative_change_error
 from versatune_plugin.strategies.base import Decision, Observation, Strategy
 
@@ -264,8 +265,7 @@ class Mixture:
         Raises:
             ValueError: The state has another version, or other domains than this mixture.
         """
-        if state["version"] != STATE_VERSION:
-            raise ValueError(f"mixture state has version {state['version']}, this release reads {STATE_VERSION}")
+        check_state(state, "mixture", STATE_VERSION, self.state_dict())
         if list(state["domains"]) != list(self.domains):
             raise ValueError(f"mixture state has domains {state['domains']}, this run has {list(self.domains)}")
         self.proportions = np.array(state["proportions"], dtype=np.float64)

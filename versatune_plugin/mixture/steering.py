@@ -17,6 +17,7 @@ import numpy as np
 
 from versatune_plugin.mixture.mixture import Mixture, Update
 from versatune_plugin.sampler.feed import Feed
+from versatune_plugin.sampler.states import check_state
 
 STATE_VERSION = 1
 
@@ -41,6 +42,11 @@ class LookAhead:
         """
         num_batches = 1 + num_workers * (prefetch_factor or 2)
         return cls(num_batches, math.ceil(num_batches / accumulation))
+
+
+def num_acting_updates(num_steps: int, interval: int, look_ahead: int) -> int:
+    """Updates whose proportions act before a run ends; all in optimizer steps."""
+    return max(0, (num_steps - look_ahead - 1) // interval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +245,7 @@ class Steering:
         Raises:
             ValueError: It is of another version, or of a run with other domains, rows, stages or another kind of feed.
         """
-        if state["version"] != STATE_VERSION:
-            raise ValueError(f"steering state has version {state['version']}, this release reads {STATE_VERSION}")
+        check_state(state, "steering", STATE_VERSION, SteeringState.__annotations__)
         self.mixture.load_state_dict(state["mixture"])
         if state["feed_kind"] != type(self.feed).__name__:
             raise ValueError(

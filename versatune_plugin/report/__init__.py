@@ -5,6 +5,7 @@ charts), `rendering` draws the charts, `page` sets everything as one HTML file, 
 Loading this package loads neither matplotlib nor jinja2.
 """
 
+from versatune_plugin.report.drawing import numbered
 from versatune_plugin.report.making import Report, make_report
 from versatune_plugin.report.plot import plot_history
 from versatune_plugin.report.run_charts import draw_mixture
@@ -16,6 +17,7 @@ __all__ = [
     "format_summary",
     "format_update",
     "make_report",
+    "numbered",
     "plot_history",
     "summarise",
 ]

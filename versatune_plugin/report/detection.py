@@ -11,7 +11,7 @@ from versatune_plugin.domains import misfits
 from versatune_plugin.measuring.detection.document import Detection, DetectionDocument
 from versatune_plugin.measuring.detection.samples import Sample
 from versatune_plugin.measuring.detection.statistics import CLEAR
-from versatune_plugin.report.drawing import label, marks, new_figure, save_png
+from versatune_plugin.report.drawing import LEGEND, marks, new_figure, save_png, short
 from versatune_plugin.tables import aligned
 
 MAX_SHOWN = 200  # characters of a text
@@ -122,7 +122,7 @@ def plot_detections(documents: Mapping[str, Detection], path: str | os.PathLike)
     bottoms = np.zeros(len(documents))
     for domain, mark in zip(domains, marks(len(domains)), strict=True):
         shares = np.array([document.proportions[domain] for document in documents.values()])
-        axes.bar(range(len(documents)), shares, 0.86, bottoms, label=label(domain), **mark.of_area)
+        axes.bar(range(len(documents)), shares, 0.86, bottoms, label=short(domain, LEGEND), **mark.of_area)
         for position, document in enumerate(documents.values()):
             if shares[position] * (height - 1) >= LINE_INCHES:
                 low, high = document.intervals[domain]

@@ -1,15 +1,24 @@
 """What plots share: figures, marks, labels; matplotlib is loaded when one is drawn."""
 
+import contextlib
+import logging
 import os
 import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from versatune_plugin.files.whole import replacing
 
 INK, MUTED, GRID, PAPER = "#1c2127", "#5b6570", "#dde2e7", "#ffffff"
 """What is written, what is written softly, the lines behind it, and what it is written on."""
+
+_CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Source Han Sans SC", "PingFang SC", "SimHei")
+_instead: ContextVar[Mapping[str, str]] = ContextVar("_instead", default={})  # noqa: B039 - never changed
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,56 @@ def look() -> dict:
     }
 
 
+@contextlib.contextmanager
+def looking(settings: Mapping[str, Any], instead: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Within it figures have this package's look; afterwards matplotlib is as the user had it.
+
+    Args:
+        settings: Of matplotlib, besides `look`.
+        instead: What `label` writes in place of names.
+    """
+    from matplotlib import rc_context
+
+    logger = logging.getLogger("matplotlib.font_manager")
+    with rc_context(look() | {"font.family": _families()} | dict(settings)), warnings.catch_warnings():
+        # what no font here has, in words that are no names: boxes in a PNG; the page has the fonts of its reader
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        level, token = logger.level, _instead.set(instead or {})
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            _instead.reset(token)
+
+
+def numbered(names: Sequence[str]) -> dict[str, str]:
+    """The names that no font here can write, each with its number in their order, `#2`."""
+    can_write = _characters()
+    return {
+        name: f"#{number}"
+        for number, name in enumerate(dict.fromkeys(names), start=1)
+        if not can_write.issuperset(name)
+    }
+
+
+def _families() -> list[str]:
+    """The fonts that are tried for every character, one after the other."""
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(family for family in _CJK if family in installed)]
+
+
+@lru_cache(maxsize=1)
+def _characters() -> frozenset[str]:
+    """All that the fonts can write."""
+    from matplotlib import font_manager
+
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in _families()]
+    return frozenset(chr(code) for font in fonts for code in font.get_charmap())
+
+
 def new_figure(width: float, height: float):
     """An empty matplotlib figure that needs no screen, in inches.
 
@@ -107,7 +166,8 @@ def visible(text: str) -> str:
 
 
 def label(name: str) -> str:
-    """A name as matplotlib shows it: no mathematics, and not hidden from the legend."""
+    """A name as matplotlib shows it: no mathematics, not hidden from the legend, by its number where `looking` says."""
+    name = _instead.get().get(name, name)
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
@@ -132,6 +192,11 @@ def marks(number: int) -> list[Mark]:
     ]
 
 
+LEGEND = 40
+"""Characters of a name in a legend."""
+
+
 def short(name: str, length: int = 18) -> str:
     """A name that fits beside an axis; its middle is left out where it is long, as either end may tell it apart."""
+    name = _instead.get().get(name, name)
     return label(name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-(length // 2) :]}")

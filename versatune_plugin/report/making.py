@@ -69,7 +69,8 @@ class Report:
         page = folder / ("report.html" if self._is_one else "comparison.html")
         write_whole(page, html)
         charts = [part for section in self._chapters[0].sections for part in section.parts if isinstance(part, Chart)]
-        return page, [write_png(chart, folder) for chart in charts]
+        names = [domain for run in self.runs for record in run.records[:1] for domain in record.proportions]
+        return page, [write_png(chart, folder, names) for chart in charts]
 
     @property
     def _is_one(self) -> bool:

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_plugin.files.record import Record
-from versatune_plugin.report.drawing import look, new_figure, save_png
+from versatune_plugin.report.drawing import NUM_MARKS, looking, new_figure, numbered, save_png
 from versatune_plugin.report.run_charts import draw_lines, draw_mixture, draw_references, loss_words
-from versatune_plugin.report.series import matrix
+from versatune_plugin.report.series import folded, matrix
 
 
 def plot_history(records: Sequence[Record], path: str | os.PathLike) -> Path:
     """Proportions (stacked, where they act) and losses over optimizer steps, as a PNG.
+
+    Of many domains those whose proportions changed most are drawn one by one, so that all marks are different.
 
     Returns:
         The path of the file.
@@ -19,9 +21,9 @@ def plot_history(records: Sequence[Record], path: str | os.PathLike) -> Path:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib import rc_context
-
-    with rc_context(look()):
+    domains = list(records[0].proportions)
+    with looking({}, numbered(domains)):
+        records = folded(records, NUM_MARKS)
         figure = new_figure(9, 7)
         shares, losses = figure.subplots(2, 1, sharex=True)
         draw_mixture(shares, records, "Mixture")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from versatune_plugin.measuring.references.document import References, best_epoch
-from versatune_plugin.report.drawing import label, marks, new_figure, save_png
+from versatune_plugin.report.drawing import LEGEND, label, marks, new_figure, save_png, short
 from versatune_plugin.tables import aligned
 
 
@@ -32,7 +32,7 @@ def plot_references(document: References, path: str | os.PathLike) -> Path:
     for domain, mark in zip(document.domains, marks(len(document.domains)), strict=True):
         curve = document.curves[domain]
         points = [(point.epoch, point.loss) for point in curve if point.loss is not None]
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=label(domain), **mark.of_line)
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=short(domain, LEGEND), **mark.of_line)
         best = best_epoch(curve)
         axes.plot([best.epoch], [best.loss], marker="*", ms=13, color=mark.colour)
     axes.set(

@@ -4,18 +4,28 @@ The SVG takes its ink from the page: the colours of text, axes and paper become 
 right in light and dark; its text stays text. The same chart gives the same bytes.
 """
 
-import contextlib
 import io
-import logging
 import os
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from versatune_plugin.report.drawing import GRID, INK, MUTED, PAPER, Mark, label, look, new_figure, save_png
+from versatune_plugin.report.drawing import (
+    GRID,
+    INK,
+    LEGEND,
+    MUTED,
+    PAPER,
+    Mark,
+    label,
+    looking,
+    new_figure,
+    numbered,
+    save_png,
+    short,
+)
 from versatune_plugin.report.parts import Chart
 
 WIDTH, HEIGHT = 4.8, 3.2
@@ -29,7 +39,6 @@ _VARIABLES = {
     "#000000": "--ink",
     "#808080": "--muted",
 }
-_CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Source Han Sans SC", "PingFang SC", "SimHei")
 
 
 def to_svg(chart: Chart, salt: str) -> Markup:
@@ -43,7 +52,7 @@ def to_svg(chart: Chart, salt: str) -> Markup:
         ImportError: matplotlib is not installed.
     """
     text = io.StringIO()
-    with _looking({"svg.hashsalt": salt}):
+    with looking({"svg.hashsalt": salt}):
         figure = new_figure(WIDTH, HEIGHT)
         chart.draw(figure)
         figure.savefig(
@@ -77,23 +86,28 @@ def _tight(svg: str) -> str:
     return re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", svg))
 
 
-def write_png(chart: Chart, folder: Path) -> Path:
+def write_png(chart: Chart, folder: Path, names: Sequence[str] = ()) -> Path:
     """The chart with its title and its legend, as a PNG in a folder; returns its path.
+
+    Args:
+        chart: What to draw.
+        folder: Where.
+        names: Those in it that may stand there as numbers (see `drawing.numbered`).
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     from matplotlib.legend_handler import HandlerTuple
 
-    with _looking({"figure.facecolor": PAPER}):
+    with looking({"figure.facecolor": PAPER}, numbered(names)):
         figure = new_figure(WIDTH, HEIGHT)
         chart.draw(figure)
         width, height = figure.get_size_inches()
         if chart.legend:
-            longest = max(map(len, chart.legend))
+            longest = min(LEGEND, max(map(len, chart.legend)))
             figure.set_size_inches(width + 0.9 + 0.085 * longest, max(height, 0.6 + 0.2 * len(chart.legend)))
             handles = [_handle(mark) for mark in chart.legend.values()]
-            names = [label(name) for name in chart.legend]
+            names = [short(name, LEGEND) for name in chart.legend]
             beside = {tuple: HandlerTuple(ndivide=None)}
             figure.legend(handles, names, loc="outside right upper", handler_map=beside, handlelength=3.4)
         figure.suptitle(label(chart.title), fontsize=11)
@@ -109,22 +123,3 @@ def _handle(mark: Mark):
     if mark.line == "-":
         return area
     return (area, line) if mark.hatch else line
-
-
-@contextlib.contextmanager
-def _looking(settings: Mapping) -> Iterator[None]:
-    """Within it figures have the report's look; afterwards matplotlib is as the user had it."""
-    from matplotlib import font_manager, rc_context
-
-    installed = set(font_manager.get_font_names())
-    families = ["DejaVu Sans", *(family for family in _CJK if family in installed)]
-    logger = logging.getLogger("matplotlib.font_manager")
-    with rc_context(look() | {"font.family": families} | dict(settings)), warnings.catch_warnings():
-        # a script that no font here has is drawn as boxes in a PNG; the page has the fonts of its reader
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

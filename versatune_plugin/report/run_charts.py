@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from versatune_plugin.files.record import Record
-from versatune_plugin.report.drawing import INK, MUTED, Mark, label, marks, over_steps, short
+from versatune_plugin.report.drawing import INK, LEGEND, MUTED, Mark, marks, over_steps, short
 from versatune_plugin.report.parts import Chart
 from versatune_plugin.report.series import (
     marks_note,
@@ -68,7 +68,7 @@ def draw_mixture(axes, records: Sequence[Record], title: str) -> None:
     axes.margins(x=0)
     for domain_id, (domain, mark) in enumerate(_legend(domains).items()):
         area = (steps, bottoms[:, domain_id], tops[:, domain_id])
-        axes.fill_between(*area, step="post", label=label(domain), **mark.of_area)
+        axes.fill_between(*area, step="post", label=short(domain, LEGEND), **mark.of_area)
     axes.grid(visible=False)
     axes.set(ylabel=f"proportion of {unit_words(records)}", ylim=(0, 1), title=title)
 

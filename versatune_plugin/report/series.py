@@ -6,7 +6,7 @@ import numpy as np
 
 from versatune_plugin.files.record import Record
 from versatune_plugin.report.drawing import NUM_MARKS
-from versatune_plugin.report.summary import acted
+from versatune_plugin.report.summary import acted, changed_most
 
 MAX_POINTS = 500
 """Points drawn per line, at the most."""
@@ -24,6 +24,36 @@ def matrix(records: Sequence[Record], key: str) -> np.ndarray:
 def vector(records: Sequence[Record], key: str) -> np.ndarray:
     """What the records hold under a key, shape (num_records,), nan where they do not."""
     return np.array([getattr(record, key) for record in records], dtype=np.float64)
+
+
+def folded(records: Sequence[Record], most: int) -> Sequence[Record]:
+    """The proportions and losses of the records, with the domains that changed least as one, which has no loss.
+
+    Args:
+        records: A history, oldest first.
+        most: Domains to be left, that one included.
+    """
+    num_domains = len(records[0].proportions)
+    if num_domains <= most:
+        return records
+    shown = changed_most(records, most - 1)
+    others = f"{num_domains - len(shown)} others"
+
+    def added(values: dict | None) -> dict | None:
+        return values and {domain: values[domain] for domain in shown} | {
+            others: sum(value for domain, value in values.items() if domain not in shown)
+        }
+
+    def left(values: dict | None) -> dict | None:
+        return values and {domain: values[domain] for domain in shown} | {others: None}
+
+    return [
+        record.model_copy(
+            update={key: added(getattr(record, key)) for key in ("proportions_before", "proportions")}
+            | {key: left(getattr(record, key)) for key in ("losses", "reference_losses")}
+        )
+        for record in records
+    ]
 
 
 def thinned(number: int) -> np.ndarray:

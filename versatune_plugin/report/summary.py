@@ -5,21 +5,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from versatune_plugin.files.record import Record
-from versatune_plugin.tables import aligned
+from versatune_plugin.tables import aligned, of_largest
 
 CLEAR = 2.0
 """Standard errors beyond which a change or a difference is called one."""
 
 
 def format_update(record: Record, num_steps: int) -> str:
-    """One line: step, per domain its proportion and measured loss, and what the strategy says of its decision."""
+    """One line: step, per domain its proportion and measured loss, and what the strategy says of its decision.
+
+    Of many domains those whose proportions changed most are shown, and where none did, the largest.
+    """
     width = len(str(num_steps))
     parts = []
-    for domain, proportion in record.proportions.items():
-        before = record.proportions_before[domain]
+    shown_domains = of_largest(
+        {domain: (abs(new - record.proportions_before[domain]), new) for domain, new in record.proportions.items()}
+    )
+    for domain in shown_domains:
+        proportion, before = record.proportions[domain], record.proportions_before[domain]
         change = f"{before:.3f} -> {proportion:.3f}" if before != proportion else f"{proportion:.3f}"
         loss = (record.losses or {}).get(domain)
         parts.append(f"{domain} {change}" + (f" loss {loss:.3f}" if loss is not None else ""))
+    num_more = len(record.proportions) - len(shown_domains)
+    parts += [f"+{num_more} more in history.jsonl"] if num_more else []
     parts += [record.note] if record.note else []
     parts += ["held by guards"] if record.proposed else []
     parts += ["update skipped"] if record.skipped else []
@@ -159,8 +167,15 @@ def changes_of(records: Sequence[Record]) -> list[tuple[int, dict]]:
     return changes
 
 
-def format_summary(records: Sequence[Record]) -> str:
-    """The summary as an aligned text table."""
+def format_summary(records: Sequence[Record], most: int | None = None) -> str:
+    """The summary as an aligned text table.
+
+    Args:
+        records: As for `summarise`.
+        most: Domains that are shown, those whose proportions changed most since the first record; None: all.
+    """
+    domains = records[-1].proportions
+    shown_domains = changed_most(records, len(domains) if most is None else most)
     header = ("domain", "rows", "drawn", "passes", "requested", "realised", "of tokens", "first loss", "last loss")
     table = [(*header, "change")] + [
         (
@@ -176,8 +191,16 @@ def format_summary(records: Sequence[Record]) -> str:
             "-" if row["change"] is None else f"{100 * row['change']:+.1f} %{_plus_minus(row['change_error'])}",
         )
         for row in summarise(records)
+        if row["domain"] in shown_domains
     ]
-    return aligned(table)
+    num_more = len(domains) - len(shown_domains)
+    return aligned(table) + (f"\n+{num_more} more: `versatune report` shows all" if num_more else "")
+
+
+def changed_most(records: Sequence[Record], most: int) -> list[str]:
+    """The domains whose proportions changed most since the first record, in their order."""
+    first, last = records[0].proportions_before, records[-1].proportions
+    return of_largest({domain: (abs(last[domain] - first[domain]), last[domain]) for domain in last}, most)
 
 
 def _plus_minus(error: float | None) -> str:

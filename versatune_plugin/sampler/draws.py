@@ -20,6 +20,7 @@ from versatune_plugin.domains import ProportionsLike, check_proportions
 from versatune_plugin.sampler.fair_costs import FairCosts, RowCosts
 from versatune_plugin.sampler.fair_counts import FairCounts, Place
 from versatune_plugin.sampler.permutation import RowOrder, scramble
+from versatune_plugin.sampler.states import check_state
 
 STATE_VERSION = 2
 
@@ -60,6 +61,8 @@ class Cursor:
         place, previous = self.place, self.previous
         if place is None or self.stretch is not stretch or block < (previous or place).block:
             place, previous = stretch.kept, None
+        if place.block + 1 < block:
+            place, previous = stretch.shares.nearer(place, block), None
         while place.block < block:
             place, previous = stretch.shares.next(place), place
         self.stretch, self.place, self.previous = stretch, place, previous
@@ -345,11 +348,10 @@ class MixtureSampler:
         """Go on where the saved stream was; the next iteration yields the rest of its epoch.
 
         Raises:
-            ValueError: The state belongs to other domains, sizes, costs, blocks, epochs or another seed.
+            ValueError: The state belongs to other domains, sizes, costs, blocks, epochs or another seed, or is damaged.
         """
-        if state["version"] != STATE_VERSION:
-            raise ValueError(f"sampler state has version {state['version']}, this release reads {STATE_VERSION}")
         here = self.state_dict()
+        check_state(state, "sampler", STATE_VERSION, here)
         differences = [
             f"{name} was {state[name]}, is now {here[name]}"
             for name in ("num_rows_by_domain", "cost_by_domain", "block_size", "num_samples", "seed")
@@ -357,10 +359,42 @@ class MixtureSampler:
         ]
         if differences:
             raise ValueError("the saved stream cannot go on in this run: " + "; ".join(differences))
+        self._check_journal(state)
         self._num_drawn = int(state["num_drawn"])
         self._journal = [self._stretch(**entry | {"kept": Place(**entry["kept"])}) for entry in state["journal"]]
         self._start_cursors()
         self._revision += 1
+
+    def _check_journal(self, state: Mapping) -> None:
+        """Check what a saved state says of the stream so far.
+
+        Raises:
+            ValueError: It cannot be.
+        """
+        num_drawn, journal = state["num_drawn"], state["journal"]
+        if not _is_count(num_drawn):
+            raise ValueError(
+                f"sampler state is damaged: num_drawn must be a whole number of at least 0, got {num_drawn}"
+            )
+        if not isinstance(journal, list) or not journal:
+            raise ValueError("sampler state is damaged: its journal is empty")
+        before, num_domains = -1, len(self.domains)
+        for number, entry in enumerate(journal):
+            here = f"sampler state is damaged: journal[{number}]"
+            if entry.keys() != {"draw", "proportions", "drawn", "cost", "lag", "kept"}:
+                raise ValueError(f"{here} has the keys {', '.join(entry)}")
+            draw, kept = entry["draw"], entry["kept"]
+            if not _is_count(draw) or draw <= before or draw % self.block_size:
+                raise ValueError(f"{here} begins at draw {draw}, after one at {before}, in blocks of {self.block_size}")
+            if kept.keys() != set(Place._fields) or not _is_count(kept["block"]):
+                raise ValueError(f"{here} has no place: {kept}")
+            counts = (entry["drawn"], entry["cost"], kept["counts"], kept["costs"])
+            if any(len(values) != num_domains for values in (*counts, entry["lag"])):
+                raise ValueError(f"{here} does not hold {num_domains} numbers, one per domain")
+            if not all(_is_count(value) for values in counts for value in values):
+                raise ValueError(f"{here} has a count that is no whole number of at least 0")
+            check_proportions(entry["proportions"], self.domains, f"{here}.proportions")
+            before = draw
 
     def _checked(self, proportions: ProportionsLike) -> np.ndarray:
         proportions = check_proportions(proportions, self.domains)
@@ -432,6 +466,10 @@ def _checked_costs(row_costs: np.ndarray, num_rows: int) -> np.ndarray:
     if costs.min(initial=0) < 0:
         raise ValueError(f"row_costs must be at least 0, got {costs.min()} for row {costs.argmin()}")
     return costs
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def _sum(left: Sequence[int], right: Sequence[int]) -> list[int]:

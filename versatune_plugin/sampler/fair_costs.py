@@ -116,6 +116,10 @@ class FairCosts:
             queue_next_row(chosen)
         return Place(place.block + 1, counts, costs)
 
+    def nearer(self, place: Place, block: int) -> Place:
+        """The place itself: what comes before a later block depends on every row on the way."""
+        return place
+
     def _keeps_bound(self, costs: list[int], drawn: int, cost: int, ends: list[float]) -> bool:
         """Whether all domains stay less than the longest row from their shares if this one's next row is drawn now.
 

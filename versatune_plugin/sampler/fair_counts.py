@@ -47,6 +47,7 @@ class FairCounts:
         # the share of domain j after n blocks is n * block_size * weights[j] / total
         self._weights = [int(f * common) for f in fractions]
         self._total = sum(self._weights)
+        self._period = self._total // math.gcd(self._total, *(block_size * weight for weight in self._weights))
         self._floors: dict[int, tuple[list[int], int]] = {}  # by block, since each is looked ahead at many times
 
     def next(self, place: Place) -> Place:
@@ -67,6 +68,20 @@ class FairCounts:
         for j in chosen:
             counts[j] += 1
         return Place(block, counts, counts)
+
+    def nearer(self, place: Place, block: int) -> Place:
+        """A place before a later block, as near to it as whole periods go.
+
+        After a period every share is whole, so every domain has just its share, and all that follows repeats.
+        """
+        num_blocks = (block - place.block - 1) // self._period * self._period
+        if num_blocks < 1:
+            return place
+        draws = num_blocks * self._block_size
+        counts = [
+            count + draws * weight // self._total for count, weight in zip(place.counts, self._weights, strict=True)
+        ]
+        return Place(place.block + num_blocks, counts, counts)
 
     def _deadline(self, domain: int, count: int) -> int:
         """The block at whose end the domain's share has reached `count + 1`."""

@@ -22,6 +22,7 @@ import numpy as np
 from torch.utils.data import BatchSampler
 
 from versatune_plugin.sampler.draws import Cursor, MixtureSampler
+from versatune_plugin.sampler.states import check_state
 
 STATE_VERSION = 1
 
@@ -174,8 +175,7 @@ class PackedBatchSampler(BatchSampler):
         Raises:
             ValueError: It belongs to other bins, batches, epochs or another stream, or it is damaged.
         """
-        if state["version"] != STATE_VERSION:
-            raise ValueError(f"packing state has version {state['version']}, this release reads {STATE_VERSION}")
+        check_state(state, "packing", STATE_VERSION, self.state_dict())
         differences = [
             f"{name} was {state[name]}, is now {value}"
             for name, value in self._settings().items()

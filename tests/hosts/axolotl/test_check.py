@@ -230,7 +230,15 @@ def test_a_model_that_may_be_on_a_hub_is_not_told_and_one_that_is_no_folder_is_a
 def test_an_interval_that_lets_no_update_act_is_warned_of(write):
     warning = "none that acts before the run ends warning: the mixture never changes in this run"
     assert facts(plan(write({"update_interval": 20})))["updates"].startswith(warning)
-    assert facts(plan(write({"update_interval": 20, "strategy": "uniform"})))["updates"] == warning.split(" warning")[0]
+    of_two = facts(plan(write({"update_interval": 50}, max_steps=2)))["updates"]
+    assert of_two.startswith(f"{warning} of 2 steps: lower versatune.update_interval (now 50 steps)")
+    for fixed in ({"strategy": "uniform"}, {"strategy": "sequential", "stages": {"general": "code"}}):
+        assert facts(plan(write({"update_interval": 20} | fixed)))["updates"] == warning.split(" warning")[0]
+
+
+def test_proportions_that_are_divided_by_their_sum_are_said(write):
+    said = facts(plan(write({"initial_proportions": {"law": 0.333333, "medicine": 0.333333, "code": 0.333333}})))
+    assert "versatune.initial_proportions sum to 0.999999: each is divided by that" in said["start"]
 
 
 def test_the_rows_that_are_measured_are_said_not_those_asked_for(write):
@@ -288,14 +296,12 @@ def test_mistakes_in_the_block_in_the_rest_and_in_the_files_come_together(write)
     [
         ({"load_in_8bit": True, "load_in_4bit": True}, {}, "load_in_8bit and load_in_4bit are not supported"),
         ({"base_model": "/nowhere"}, {}, "/nowhere"),
-        ({"trainer_cls": None}, {"update_interval": 1000}, "update_interval is 1000 optimizer steps but the run has"),
-        ({"max_steps": None}, {"update_interval": 1000}, "update_interval is 1000 optimizer steps but the run has"),
         ({}, {"only_domain": "law"}, "versatune.only_domain: unknown key"),
         ({KEY: "law"}, {}, "versatune_handover: filled by the plugin, not by you"),
         ({}, {"reference_losses": "none.json"}, "none.json does not exist; give the numbers, the right path"),
         ({}, {"guards": {"max_passes": 0.1}}, "versatune.guards.max_passes: the run draws 80 rows"),
     ],
-    ids=["axolotl", "model", "interval-of-steps", "interval-of-epochs", "internal", "handover", "no-file", "guards"],
+    ids=["axolotl", "model", "internal", "handover", "no-file", "guards"],
 )
 def test_a_mistake_is_one_readable_message(write, changes, block, said):
     path = write(block, **{key: value for key, value in changes.items() if key != "base_model"})

@@ -162,7 +162,7 @@ def test_on_a_worker_that_gets_no_domain_keys_the_noted_domains_count():
 
 def test_proportions_that_do_not_sum_to_one_are_a_mistake():
     (line,) = mistakes({"strategy": "manual", "initial_proportions": {"law": 0.5, "code": 0.6}})
-    assert line.startswith("versatune.initial_proportions: proportions must sum to 1 (within 1e-06), got 1.1")
+    assert line.startswith("versatune.initial_proportions: proportions must sum to 1 (within 0.0001), got 1.1")
 
 
 def test_proportions_of_an_unknown_domain_are_a_mistake():
@@ -187,11 +187,6 @@ def test_a_reference_loss_that_is_negative_or_no_number_is_a_mistake(loss, phras
     (line,) = mistakes(FOSTERING | {"reference_losses": {"law": loss, "code": 1.0}})
     assert line.startswith("versatune.reference_losses.law: ")
     assert phrase in line
-
-
-def test_an_update_interval_longer_than_max_steps_is_a_mistake():
-    (line,) = mistakes(BLOCK | {"update_interval": 100}, max_steps=10)
-    assert "update_interval" in line
 
 
 # --- mistakes around it -------------------------------------------------------------------------------------
@@ -249,10 +244,23 @@ def test_a_dataset_without_a_domain_is_a_mistake_that_says_which():
     assert [line.split(";")[0] for line in lines] == ["datasets[1] (b): no domain", "datasets[2] (c): no domain"]
 
 
-@pytest.mark.parametrize("domain", ["", "  ", " law", 3, False])
-def test_a_domain_name_that_is_empty_padded_or_no_text_is_a_mistake(domain):
+@pytest.mark.parametrize(
+    ("domain", "phrase"),
+    [
+        ("", "non-empty"),
+        (" law", "without blanks around it"),
+        ("la\nw", "one line"),
+        ("la\tw", "tabs"),
+        (3, "put it in quotes, '3'"),
+        (False, "YAML reads `no`, `off` or `false`: put the name in quotes"),
+        (None, "YAML reads `null`, `~` or nothing: put the name in quotes"),
+    ],
+)
+def test_a_domain_name_that_is_empty_padded_no_text_or_no_single_line_is_a_mistake(domain, phrase):
     (line,) = mistakes(datasets=[{"path": "law.jsonl", "domain": "law"}, {"path": "b", "domain": domain}])
-    assert line == f"datasets[1] (b): a domain must be a non-empty name without blanks around it, got {domain!r}"
+    assert line.startswith("datasets[1] (b): a domain name must be ")
+    assert f"got {domain!r}" in line
+    assert phrase in line
 
 
 def test_a_path_listed_for_two_domains_is_a_mistake():
@@ -316,7 +324,7 @@ def test_mistakes_in_the_block_and_around_it_are_reported_together():
         "streaming: a stream has no length",
         "none are split off streams",
         "datasets[1] (b): no domain",
-        "datasets[2] (c): a domain must be",
+        "datasets[2] (c): a domain name must be",
         "no dataset has the path 'lew.jsonl'",
     ):
         assert any(phrase in line for line in lines), phrase

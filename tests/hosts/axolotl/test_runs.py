@@ -180,16 +180,6 @@ def test_every_mistake_stops_the_command_before_a_model_is_loaded(workspace, tmp
         assert phrase in output
 
 
-def test_interval_longer_than_the_run_stops_before_a_model_is_loaded(workspace, tmp_path):
-    config = axolotl_config(workspace, tmp_path / "out")
-    config["versatune"]["update_interval"] = 1000
-    shutil.copytree(workspace / "model", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
-    config["base_model"] = str(tmp_path / "model")
-    status, output = axolotl(config, tmp_path)
-    assert status == 1
-    assert "versatune.update_interval is 1000 optimizer steps but the run has only 20" in output
-
-
 def test_another_plugin_with_a_trainer_class_is_refused(workspace, tmp_path):
     config = axolotl_config(workspace, tmp_path / "out")
     config["plugins"].append("tests.hosts.axolotl.parts.OtherTrainer")

@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import re
 import shutil
 import weakref
 from itertools import pairwise
@@ -10,7 +11,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM, TrainerCallback
+from datasets import concatenate_datasets
+from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM, Trainer, TrainerCallback
 
 pytest.importorskip("trl")
 
@@ -18,6 +20,7 @@ from tests.hosts import inside, runs
 from tests.hosts.rows import HELDOUT, chats, prompts, text, tokenizer, tokens_only
 from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, WORDS
 from versatune_plugin.files.history import history_path, read_history
+from versatune_plugin.report import drawing
 from versatune_plugin.strategies import foster
 
 SORTED = sorted(DOMAINS)
@@ -494,6 +497,110 @@ def test_table_and_plot_at_the_end_show_the_run(workspace, tmp_path, caplog):
         assert lines[domain][11:] == [f"{change:+.1f}", "%", "+-", f"{error:.1f}"]
     assert (tmp_path / "versatune" / "mixture.png").read_bytes().startswith(b"\x89PNG")
     assert "% of the run" in caplog.text
+
+
+def test_one_domain_ends_with_its_table_and_plot(workspace, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="versatune_plugin")
+    rows, heldout = {"law": text()["law"]}, {"law": text(HELDOUT, 1000)["law"]}
+    inside.train(workspace, tmp_path, rows=rows, heldout=heldout, versatune=inside.fixed(), max_steps=3)
+    (table,) = [r.getMessage() for r in caplog.records if "requested  realised" in r.getMessage()]
+    assert table.splitlines()[2].split()[:3] == ["law", str(NUM_ROWS["law"]), "6"]
+    assert f"history {history_path(tmp_path)}" in caplog.text
+    assert (tmp_path / "versatune" / "mixture.png").exists()
+
+
+def test_thirty_domains_of_any_name_are_shown_in_short_lines(workspace, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(drawing, "_CJK", ())
+    drawing._characters.cache_clear()
+    caplog.set_level(logging.INFO, logger="versatune_plugin")
+    names = ["法律", "d" * 200, *(f"domain-{position}" for position in range(2, 30))]
+    train, held = text()["law"].select(range(3)), text(HELDOUT, 1000)["law"].select(range(2))
+    inside.train(
+        workspace,
+        tmp_path,
+        rows=dict.fromkeys(names, train),
+        heldout=dict.fromkeys(names, held),
+        versatune=inside.fixed(),
+        max_steps=2,
+    )
+    lines = [line for record in caplog.records for line in record.getMessage().splitlines()]
+    (begins,) = [line for line in lines if line.startswith("start: ")]
+    steps = [line for line in lines if line.startswith("step ")]
+    assert all("+18 more" in line for line in [begins, *steps])
+    (at,) = [number for number, line in enumerate(lines) if "requested  realised" in line]
+    assert lines[at + 25] == "+6 more: `versatune report` shows all"
+    assert len(runs.history(tmp_path)[-1]["proportions"]) == 30
+    assert "the plot has: #1 法律" in caplog.text
+    drawing._characters.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["la\nw", "la\tw", False, None])
+def test_a_name_that_breaks_a_line_or_is_no_name_is_refused(workspace, tmp_path, name):
+    rows = {"law": text()["law"], name: text()["code"]}
+    with pytest.raises(ValueError, match=rf"train_dataset: .*got {re.escape(repr(name))}"):
+        inside.build(workspace, tmp_path, rows=rows, versatune=inside.fixed())
+
+
+def test_numbers_name_domains_as_keys_as_they_do_in_a_column(workspace, tmp_path):
+    def numbered(by_domain):
+        return {number: by_domain[domain] for number, domain in enumerate(DOMAINS)}
+
+    def column(by_domain):
+        parts = [rows.add_column("domain", [number] * len(rows)) for number, rows in numbered(by_domain).items()]
+        return concatenate_datasets(parts)
+
+    for number, form in enumerate((numbered, column)):
+        rows, heldout = form(text()), form(text(HELDOUT, 1000))
+        trainer = inside.build(workspace, tmp_path / str(number), rows=rows, heldout=heldout, versatune=inside.fixed())
+        assert trainer.mixture_sampler is None
+        assert list(trainer.facts.num_rows_by_domain.items()) == [
+            (str(place), NUM_ROWS[domain]) for place, domain in enumerate(DOMAINS)
+        ]
+
+
+@pytest.mark.parametrize("name", ["trl", "transformers"])
+def test_rows_may_be_given_by_position_as_the_host_takes_them(workspace, tmp_path, name):
+    from versatune_plugin import VersaTuneMixin, VersaTuneSFTTrainer
+
+    class Mixed(VersaTuneMixin, Trainer):
+        pass
+
+    given = inside.build(workspace, tmp_path, versatune=inside.fixed(), max_steps=2)
+    rows, heldout = (
+        {domain: part.add_column("labels", part["input_ids"]) for domain, part in tokens_only(workspace, of).items()}
+        for of in (text(), text(HELDOUT, 1000))
+    )
+    trainer_class = VersaTuneSFTTrainer if name == "trl" else Mixed
+    common = {"processing_class": tokenizer(workspace), "versatune": inside.fixed()}
+    collator = given.data_collator
+    trainer = trainer_class(given.model, given.args, collator, rows, heldout, **common)
+    assert trainer.data_collator is collator
+    assert trainer.facts.num_rows_by_domain == NUM_ROWS
+    with pytest.raises(TypeError, match="eval_dataset was given twice"):
+        trainer_class(given.model, given.args, None, rows, heldout, eval_dataset=heldout, **common)
+    with pytest.raises(TypeError, match=r"by its name, not by position \(6 were\)"):
+        trainer_class(given.model, given.args, None, rows, heldout, tokenizer(workspace), versatune=inside.fixed())
+
+
+@pytest.mark.parametrize(("strategy", "warnings"), [("uniform", 0), ("versatune", 1)])
+def test_a_run_shorter_than_the_interval_trains_and_one_that_would_update_says_so(
+    workspace, tmp_path, caplog, strategy, warnings
+):
+    changes = inside.fixed() if strategy == "uniform" else inside.block()
+    block = {key: value for key, value in changes.items() if key != "update_interval"}  # 50 by default
+    inside.train(workspace, tmp_path, versatune=block, max_steps=2)
+    said = [r.getMessage() for r in caplog.records if "never changes in this run" in r.getMessage()]
+    assert len(said) == warnings
+    assert all("run of 2 steps: lower versatune.update_interval (now 50 steps)" in line for line in said)
+    assert [record["step"] for record in runs.history(tmp_path)] == [0, 2]
+
+
+def test_thirds_with_six_digits_are_thirds_and_it_is_said(workspace, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="versatune_plugin")
+    block = inside.block(initial_proportions=dict.fromkeys(DOMAINS, 0.333333))
+    trainer = inside.build(workspace, tmp_path, versatune=block)
+    assert trainer._settings.start.tolist() == [1 / 3] * 3
+    assert caplog.text.count("versatune.initial_proportions sum to 0.999999: each is divided by that") == 1
 
 
 def test_domain_names_with_dollar_signs_do_not_break_the_end_of_a_run(workspace, tmp_path):

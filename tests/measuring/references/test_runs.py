@@ -193,6 +193,16 @@ def test_every_domain_has_a_folder_of_its_own_inside_the_runs_folder(domains):
     assert all("/" not in folder and folder not in ("", ".", "..") for folder in folders)
 
 
+def test_long_names_have_short_folders_of_their_own(tmp_path):
+    names = ["d" * 100, "d" * 101, "d" * 300, "d" * 299 + "e", "法" * 200, "法" * 199 + "律"]
+    folders = [runs.folder_name(name) for name in names]
+    assert folders[0] == names[0]
+    assert len(set(folders)) == len(names)
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        assert len(folder) <= 110
+
+
 def test_a_domain_is_finished_once_it_has_its_result(host):
     host.killed_in = {"code": 1}
     with pytest.raises(KeyboardInterrupt):

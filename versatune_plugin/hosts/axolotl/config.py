@@ -12,12 +12,12 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from versatune_plugin.config.block import DEFAULT_SIGNAL, VersaTuneConfig, interval_problems
+from versatune_plugin.config.block import DEFAULT_SIGNAL, VersaTuneConfig
 from versatune_plugin.config.blocks import readable
 from versatune_plugin.config.checks import domain_problems
 from versatune_plugin.config.handover import KEY as HANDOVER
 from versatune_plugin.config.handover import Handover
-from versatune_plugin.domains import is_domain_name, nearest
+from versatune_plugin.domains import is_domain_name, name_problem, nearest
 from versatune_plugin.hosts import stream_checks
 from versatune_plugin.hosts.length import RunLength, rows_of_a_step
 
@@ -115,8 +115,6 @@ def fill_in(cfg: dict) -> None:
         problems += _heldout_problems(cfg, named, test, complete=bool(train) and not problems_train + problems_test)
     if train and BY_COLUMN not in train and not problems_train:
         problems += domain_problems(block, named)
-    if isinstance(cfg["versatune"], Mapping) and isinstance(cfg.get("max_steps"), int) and cfg["max_steps"] > 0:
-        problems += interval_problems(block, cfg["max_steps"])
     if problems:
         raise ValueError(f"versatune: {len(problems)} mistake(s) in the YAML:\n  " + "\n  ".join(problems))
     cfg[HANDOVER] = str(replace(handover, dataset_domains=tuple(train), test_dataset_domains=tuple(test)))
@@ -254,10 +252,10 @@ def _domains_of(entries: list, key: str, block: Mapping, noted: Sequence) -> tup
             problems.append(f"{where}: domain is {own!r} here and {mapped!r} in versatune.domains")
         if domain is None and block.get("domain_column"):
             domain = BY_COLUMN
-        elif domain is None:
+        elif domain is None and "domain" not in entry:
             problems.append(f"{where}: no domain; add `domain: NAME` to it, or its path to versatune.domains")
-        elif not is_domain_name(domain) and domain is not before:
-            problems.append(f"{where}: a domain must be a non-empty name without blanks around it, got {domain!r}")
+        elif (problem := name_problem(domain)) and (domain is None or domain is not before):
+            problems.append(f"{where}: {problem}")
         domains.append(domain)
     return domains, problems
 

@@ -5,7 +5,13 @@ from trl import SFTTrainer
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.measured import Measured
-from versatune_plugin.hosts.checks import are_streams, check_before_the_model, check_domains_fit, describe_model
+from versatune_plugin.hosts.checks import (
+    are_streams,
+    check_before_the_model,
+    check_domains_fit,
+    describe_model,
+    rows_by_position,
+)
 from versatune_plugin.hosts.trainer import VersaTuneMixin, stand_in, visible_logger
 from versatune_plugin.hosts.trl.detection import detected_start
 from versatune_plugin.hosts.trl.processes import on_main
@@ -32,7 +38,8 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         ValueError: The block, the domains, the rows or the training arguments do not fit; all mistakes are named.
     """
 
-    def __init__(self, *args, train_dataset, eval_dataset=None, versatune, **kwargs) -> None:
+    def __init__(self, *args, train_dataset=None, eval_dataset=None, versatune, **kwargs) -> None:
+        args, train_dataset, eval_dataset = rows_by_position(args, train_dataset, eval_dataset)
         config, train, heldout = check_before_the_model(
             versatune, train_dataset, eval_dataset, args, kwargs, self.reference_run
         )

@@ -14,6 +14,7 @@ from versatune_plugin.measuring.detection.document import DetectionDocument
 from versatune_plugin.measuring.detection.judges import Judge
 from versatune_plugin.measuring.detection.models import SampledModel, load_causal_lm, start_token
 from versatune_plugin.measuring.detection.samples import Generator
+from versatune_plugin.tables import in_a_line
 
 Texts = Mapping[str, Sequence[str]]
 """Raw texts of the training rows per domain, in domain order."""
@@ -121,7 +122,7 @@ def detected_start(
     if not file.exists():
         raise ValueError(f"versatune.initial_proportions: {file} does not exist; `versatune detect CONFIG` makes it")
     document = read_detection(file, domains, base, texts, config.detection, remedy)
-    shares = ", ".join(f"{domain} {share:.3f}" for domain, share in document.proportions.items())
+    shares = in_a_line(document.proportions)
     judge = document.judge_name["kind"]
     logger.info("start from %s (%s, %s texts): %s", file, judge, f"{document.num_judged:,}", shares)
     return Measured(start=document.proportions, sources={"detection": document.source(file)})

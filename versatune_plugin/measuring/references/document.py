@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from versatune_plugin.config.measured import LossUnit, Measured
 from versatune_plugin.files.documents import Document
+from versatune_plugin.tables import in_a_line
 
 UNITS: Mapping[LossUnit, str] = {"token": "nats per target token", "byte": "nats per byte"}
 """What a loss is counted in, in words."""
@@ -130,5 +131,5 @@ class References(Document):
 
     def summary(self, path: Path) -> str:
         """One line for the log of a run that uses the file at `path`."""
-        losses = ", ".join(f"{domain} {loss:.4f}" for domain, loss in self.reference_losses.items())
+        losses = in_a_line(self.reference_losses, digits=4)
         return f"reference losses from {path} ({self.reference_model.name}, {self.unit}): {losses}"

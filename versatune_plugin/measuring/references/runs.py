@@ -18,6 +18,7 @@ from versatune_plugin.files.history import history_path, read_history
 from versatune_plugin.measuring.references.document import Point, Result, best_epoch
 
 _RUN_FILE = "run.json"
+_LONGEST_NAME = 100  # characters of a folder's name before its digest
 _KEPT = {_RUN_FILE, "versatune", "config.yml", "debug.log"}
 
 
@@ -199,10 +200,11 @@ def runs_folder(path: Path) -> Path:
 
 
 def folder_name(domain: str) -> str:
-    """A domain's folder: its name, or where that is no good file name a similar one of its own."""
+    """A domain's folder: its name, or where that is no good file name, or a long one, a similar one of its own."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", domain)
     digest = hashlib.blake2b(domain.encode(), digest_size=4).hexdigest()
-    return plain if plain == domain else f"{plain.strip('-')}-{digest}"
+    is_good = plain == domain and len(plain) <= _LONGEST_NAME
+    return plain if is_good else f"{plain[:_LONGEST_NAME].strip('-')}-{digest}"
 
 
 def is_finished(path: Path, domain: str) -> bool:
