@@ -44,6 +44,8 @@ def taken_over(rows, name: str, former: Mapping, config: VersaTuneConfig) -> dic
         by_domain = _told_apart(rows, name, former)
     else:
         by_domain = as_domains(rows, name, config)
+    if any(isinstance(part, Dataset) and part.format["type"] == "custom" for part in by_domain.values()):
+        raise ValueError(f"{name} has got a transform, and what that makes of a row is not counted: use `map`")
     raw = [domain for domain, part in by_domain.items() if data.TOKENS not in (part.column_names or [data.TOKENS])]
     if raw:
         raise ValueError(f"{name} has no column {data.TOKENS!r} in {', '.join(raw)}: {_REMEDY.format(name=name)}")
@@ -53,10 +55,6 @@ def taken_over(rows, name: str, former: Mapping, config: VersaTuneConfig) -> dic
 def _told_apart(rows: Dataset, name: str, former: Mapping) -> dict:
     """The rows of each domain, by their tokens."""
     remedy = _REMEDY.format(name=name)
-    if rows.format["type"] == "custom":
-        raise ValueError(
-            f"{name} has got a transform, and what it makes of a row is not counted: use `map`, and {remedy}"
-        )
     if data.TOKENS not in rows.column_names or not all(isinstance(part, Dataset) for part in former.values()):
         raise ValueError(f"{name} was replaced by rows whose domains are not known: {remedy}")
     domains_of: dict[bytes, set[int]] = {}

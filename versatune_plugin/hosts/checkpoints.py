@@ -48,9 +48,9 @@ def say_what_starts_anew(checkpoint: str, args) -> None:
     """Say what a resumed run begins from the beginning, since the checkpoint has weights alone."""
     if args.save_only_model and not (Path(checkpoint) / "scheduler.pt").exists():
         logger.warning(
-            "%s has weights alone (save_only_model): rows and proportions go on exactly, but the optimizer's state, the "
-            "learning-rate schedule and the random numbers start anew, so this run differs from one that was never "
-            "stopped",
+            "%s has weights alone (save_only_model): rows and proportions go on exactly, but the optimizer's state, "
+            "the learning-rate schedule and the random numbers start anew, so this run differs from one that was "
+            "never stopped",
             checkpoint,
         )
 

@@ -577,7 +577,7 @@ class VersaTuneMixin(_Host):
         return Measurement(losses=losses, pieces=pieces, seconds=time.perf_counter() - began)
 
     def _set_mode(self, *, training: bool) -> None:
-        """Put the model, and an optimizer that trains other weights than it evaluates, into a mode, as the host does."""
+        """Put the model into a mode, and with it an optimizer that trains other weights than it evaluates."""
         self.model_wrapped.train(training)
         change = getattr(self.optimizer, "train" if training else "eval", None)
         if callable(change):
