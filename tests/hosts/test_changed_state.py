@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.hosts import inside, runs
-from tests.hosts.rows import HELDOUT, text
+from tests.hosts.rows import text
 from tests.tiny import DOMAINS, NUM_ROWS
 
 SHORT = {"max_steps": 6}
@@ -64,7 +64,10 @@ CHANGES = {
     "some rows cut": (lambda rows: rows.map(cut), NUM_ROWS),
     "as tensors": (lambda rows: rows.with_format("numpy").with_format(None), NUM_ROWS),
     "other rows by domain": (
-        lambda rows: {"code": rows.select(range(95, 105)), "medicine": rows.select(range(60, 80)), "law": rows.select([1])},
+        lambda rows: {
+            name: rows.select(range(*ends))
+            for name, ends in {"code": (95, 105), "medicine": (60, 80), "law": (1, 2)}.items()
+        },
         {"law": 1, "medicine": 20, "code": 10},
     ),
     "with a domain column": (
@@ -102,7 +105,10 @@ REFUSED = {
         f"of {BUILT} of its {BUILT} rows the domain is not known .*the first is row 0.* train_dataset to a dict",
     ),
     "shuffled and cut": (lambda rows: rows.shuffle(seed=1).map(cut), r"train_dataset was changed .* of \d+ of its 116"),
-    "another row": (lambda rows: Dataset.from_list([*rows, {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]), "is row 116"),
+    "another row": (
+        lambda rows: Dataset.from_list([*rows, {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]),
+        "of 1 of its 117 rows the domain is not known .*the first is row 116",
+    ),
     "texts": (lambda rows: runs.text_rows("law", 5), "train_dataset was replaced by rows whose domains are not known"),
     "texts by domain": (lambda rows: text(), "train_dataset has no column 'input_ids' in law, medicine, code"),
     "a transform": (with_transform, "train_dataset has got a transform"),
@@ -135,7 +141,7 @@ def test_a_resume_with_other_labels_is_refused(workspace, tmp_path):
     inside.train(workspace, tmp_path, save_strategy="steps", **SHORT)
     trainer = inside.build(workspace, tmp_path, **SHORT)
     trainer.train_dataset = trainer.train_dataset.map(masked)
-    with pytest.raises(ValueError, match="training rows of 'law', .*'code' are not those of the checkpoint"):
+    with pytest.raises(ValueError, match=r"training rows of 'law', .*'code' are not those of the checkpoint"):
         trainer.train(resume_from_checkpoint=True)
 
 
@@ -235,12 +241,7 @@ def test_the_callback_is_put_back_where_it_was_removed(workspace, tmp_path, capl
     trainer.remove_callback(type(trainer._recorder))
     trainer.train()
     assert [record["step"] for record in runs.history(tmp_path)] == [0, 3, 6]
-    assert (
-        len(
-            [line for line in said(caplog) if "VersaTuneCallback was removed from the trainer, and is put back" in line]
-        )
-        == 1
-    )
+    assert len([line for line in said(caplog) if "was removed from the trainer, and is put back" in line]) == 1
 
 
 def test_a_callback_that_is_removed_while_the_run_goes_on_is_missed(workspace, tmp_path, caplog):

@@ -383,7 +383,8 @@ def test_other_fixed_proportions_act_after_a_resume_and_are_told_as_they_were_dr
     records = {record["step"]: record for record in runs.history(folder)}
     assert "resumed with another setting: " in caplog.text
     rows = inside.rows_trained_on(trainer, folder)
-    assert list(records[14]["drawn_by_domain"].values()) == inside.count_by_domain(trainer, sum(rows, []))
+    trained_on = [row for step in rows for row in step]
+    assert list(records[14]["drawn_by_domain"].values()) == inside.count_by_domain(trainer, trained_on)
     if shares is None:  # nothing moves
         assert records[14]["proportions"] == MANUAL["initial_proportions"]
         return
@@ -397,9 +398,8 @@ def test_other_fixed_proportions_act_after_a_resume_and_are_told_as_they_were_dr
     assert "exactly up to step 10; from there they are drawn by" in caplog.text
     stream = MixtureSampler(NUM_ROWS, MANUAL["initial_proportions"], block_size=2, num_samples=116, seed=5)
     stream.set_proportions(line["proportions"], at_draw=20)
-    assert [row for step in rows for row in step] == stream.rows(0, 28).tolist()
-    card = (folder / "README.md").read_text() if (folder / "README.md").exists() else section_of(history_of(folder))
-    assert "- **Start**: given as numbers" in card
+    assert trained_on == stream.rows(0, 28).tolist()
+    assert "- **Start**: given as numbers" in section_of(history_of(folder))
     again = inside.stopped_at(folder, tmp_path / "again", 12)
     inside.train(workspace, again, resume=True, versatune=block, **FIXED)
     assert runs.history(again) == runs.history(folder)
@@ -442,7 +442,7 @@ def test_a_checkpoint_with_weights_alone_says_what_starts_anew(workspace, tmp_pa
     assert "checkpoint-8 has weights alone" in said[0]
     stream = runs.stream(tmp_path)
     assert {step: stream[step] for step in range(10)} == {step: whole[1][step] for step in range(10)}
-    with pytest.raises(ValueError, match="checkpoint-14 is not a whole checkpoint .*save_only_model"):
+    with pytest.raises(ValueError, match=r"checkpoint-14 is not a whole checkpoint .*save_only_model"):
         inside.train(workspace, tmp_path, resume=True)
 
 

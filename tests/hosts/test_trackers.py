@@ -205,9 +205,9 @@ def test_checkpoint_that_is_saved_after_the_end_was_measured_goes_on_without_tha
 
 
 class Does(TrainerCallback):
-    """Calls something of its trainer at the end of every step, before our callback comes."""
+    """Calls something of its trainer at the end of some steps, before our callback comes."""
 
-    def __init__(self, what, steps=range(1, 100)) -> None:
+    def __init__(self, what, steps=(3, 6, 9)) -> None:
         self.what, self.steps = what, steps
 
     def on_step_end(self, args, state, control, **kwargs):
