@@ -3,7 +3,7 @@
 import logging
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +397,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             self._logger.info("plot %s", plot)
 
 
-def _shown(domains: Sequence[str], proportions: Sequence[float]) -> str:
+def _shown(domains: Sequence[str], proportions: Iterable[Any]) -> str:
     """Proportions in words, such as "law 0.333, code 0.667"."""
     return ", ".join(f"{domain} {share:.3f}" for domain, share in zip(domains, proportions, strict=True))
 

@@ -10,14 +10,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.measured import Measured, ReferenceRun
@@ -68,7 +68,9 @@ _REMEDY = (
 
 if TYPE_CHECKING:
 
-    class _Host(Trainer): ...
+    class _Host(Trainer):
+        train_dataset: Any
+        control: TrainerControl
 else:
     _Host = object  # any trainer class follows the mixin
 
@@ -101,6 +103,7 @@ class VersaTuneMixin(_Host):
     _compared_targets: bool = False  # of the held-out rows with those in a batch
     _probes: Probes | None = None
     _planned: tuple[ProbePlan, int] | None = None  # the probes that were built, and the seed that chose their rows
+    _given: tuple[Mapping, Mapping] | None = None  # the rows by domain that were taken: for training, and held out
     _seen: tuple = ()  # train_dataset and eval_dataset, as they were when their rows were taken
     train_losses: TrainLosses | None = None
     """Under `signal: train`, what the training batches are measured by."""
@@ -155,8 +158,7 @@ class VersaTuneMixin(_Host):
         self, train: Mapping[str, Dataset] | Mapping[str, IterableDataset], heldout: Mapping[str, Dataset]
     ) -> None:
         """Work out all that follows from the rows; `self.train_dataset` is the `stand_in` of `train`."""
-        self._given = train, heldout
-        self._seen = version_of(self.train_dataset), version_of(self.eval_dataset)
+        given = train, heldout
         self._streams = train if are_streams(train) else None
         self._check_arguments()
         self._num_rows_by_domain = num_rows(train)
@@ -179,6 +181,11 @@ class VersaTuneMixin(_Host):
         self._heldout_fingerprints = {domain: data.fingerprint(rows) for domain, rows in heldout.items()}
         self._probes, self._planned = None, None
         self._settle()
+        path = self._versatune.references_file
+        if self._given is not None and path is not None and not self.reference_run:
+            remedy = "give the trainer the rows as they are to be trained on, so that references are measured on them"
+            self.check_rows_of(path, references.References.read(path), remedy)
+        self._given, self._seen = given, (version_of(self.train_dataset), version_of(self.eval_dataset))
 
     def _settle(self) -> None:
         """Work out what a run uses, by the rows and by the training arguments as they are now."""
@@ -284,6 +291,7 @@ class VersaTuneMixin(_Host):
                 "trainer.model was replaced after the trainer was built, but the host would still train the former one "
                 "(trainer.model_wrapped): build a new trainer, or set both"
             )
+        assert self._given is not None
         before, (train, heldout) = self._seen, self._given
         now = version_of(self.train_dataset), version_of(self.eval_dataset)
         if now == before:
@@ -291,10 +299,11 @@ class VersaTuneMixin(_Host):
             return
         if now[0] != before[0]:
             train = taken_over(self.train_dataset, "train_dataset", train, self._versatune)
-            self.train_dataset = stand_in(train)
         if now[1] != before[1]:
             heldout = self._changed_heldout(train, heldout)
         check_domains_fit(self._versatune, train, heldout)
+        if now[0] != before[0]:
+            self.train_dataset = stand_in(train)
         if self.is_world_process_zero():
             changed = [name for name, a, b in zip(("train", "eval"), before, now, strict=True) if a != b]
             shares = ", ".join(f"{domain} {number}" for domain, number in num_rows(train).items())
@@ -304,10 +313,6 @@ class VersaTuneMixin(_Host):
                 "streams" if are_streams(train) else shares,
             )
         self._take_rows(train, heldout)
-        path = self._versatune.references_file
-        if path is not None and not self.reference_run:
-            remedy = "give the trainer the rows as they are to be trained on, so that references are measured on them"
-            self.check_rows_of(path, references.References.read(path), remedy)
 
     def _changed_heldout(self, train: Mapping, former: Mapping[str, Dataset]) -> Mapping[str, Dataset]:
         """The held-out rows by domain, of what the host evaluates on now; the former ones where that is something else.
