@@ -17,7 +17,9 @@ pytest.importorskip("trl")
 from tests.hosts import inside, runs
 from tests.hosts.rows import HELDOUT, text, tokens_only
 from tests.tiny import DOMAINS, NUM_ROWS, make_rows
-from versatune_plugin.files.history import history_path
+from versatune_plugin.files.history import history_path, read_history
+from versatune_plugin.hosts.model_card import section_of
+from versatune_plugin.sampler.draws import MixtureSampler
 
 NO_MODEL = {"model": "/nowhere/model"}  # TRL would load it: an error of ours must come first
 
@@ -345,6 +347,103 @@ def test_other_rules_after_a_resume_are_said(workspace, tmp_path, caplog, whole,
     folder = inside.stopped_at(whole[0], tmp_path / "run", 8)
     inside.train(workspace, folder, resume=True, versatune=inside.block(**changes))
     assert f"resumed with another setting: {said}" in caplog.text
+
+
+FIXED = {"save_strategy": "steps", "max_steps": 14}
+MANUAL = inside.fixed("manual", initial_proportions={"law": 0.2, "medicine": 0.2, "code": 0.6})
+
+
+@pytest.fixture(scope="module")
+def fixed(workspace, tmp_path_factory):
+    """A run of 14 steps whose proportions the user gave, with checkpoints at 4, 8, 12 and 14."""
+    folder = tmp_path_factory.mktemp("fixed")
+    inside.train(workspace, folder, versatune=MANUAL, **FIXED)
+    return folder
+
+
+CHANGED = {
+    "other proportions": (
+        inside.fixed("manual", initial_proportions={"law": 0.6, "medicine": 0.4, "code": 0.0}),
+        {"law": 0.6, "medicine": 0.4, "code": 0.0},
+    ),
+    "another strategy": (inside.fixed("uniform"), dict.fromkeys(DOMAINS, 1 / 3)),
+    "all rows": (inside.fixed("multitask"), {domain: NUM_ROWS[domain] / 116 for domain in DOMAINS}),
+    "a floor": (MANUAL | {"guards": {"floor": 0.2}}, None),
+    "a power": (inside.fixed("inverse", initial_proportions=MANUAL["initial_proportions"]), {"code": 1 / 7}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_other_fixed_proportions_act_after_a_resume_and_are_told_as_they_were_drawn(
+    workspace, tmp_path, caplog, fixed, name
+):
+    block, shares = CHANGED[name]
+    folder = inside.stopped_at(fixed, tmp_path / "run", 8)
+    trainer = inside.train(workspace, folder, resume=True, versatune=block, **FIXED)
+    records = {record["step"]: record for record in runs.history(folder)}
+    assert "resumed with another setting: " in caplog.text
+    rows = inside.rows_trained_on(trainer, folder)
+    trained_on = [row for step in rows for row in step]
+    assert list(records[14]["drawn_by_domain"].values()) == inside.count_by_domain(trainer, trained_on)
+    if shares is None:  # nothing moves
+        assert records[14]["proportions"] == MANUAL["initial_proportions"]
+        return
+    assert list(records) == [0, 3, 6, 9, 12, 14]
+    line = records[9]
+    assert line["proportions_before"] == MANUAL["initial_proportions"]
+    assert {domain: line["proportions"][domain] for domain in shares} == pytest.approx(shares)
+    assert line["acts_at_draw"] == (9 + 1) * 2
+    assert line["run"]["settings"]["strategy"] == block["strategy"]
+    assert records[12]["proportions"] == records[12]["proportions_before"] == line["proportions"]
+    assert "exactly up to step 10; from there they are drawn by" in caplog.text
+    stream = MixtureSampler(NUM_ROWS, MANUAL["initial_proportions"], block_size=2, num_samples=116, seed=5)
+    stream.set_proportions(line["proportions"], at_draw=20)
+    assert trained_on == stream.rows(0, 28).tolist()
+    assert "- **Start**: given as numbers" in section_of(history_of(folder))
+    again = inside.stopped_at(folder, tmp_path / "again", 12)
+    inside.train(workspace, again, resume=True, versatune=block, **FIXED)
+    assert runs.history(again) == runs.history(folder)
+    assert runs.stream(again) == runs.stream(folder)
+
+
+def history_of(folder):
+    return read_history(history_path(folder))
+
+
+def test_the_card_of_a_run_with_another_strategy_tells_both(workspace, tmp_path, fixed):
+    folder = inside.stopped_at(fixed, tmp_path / "run", 8)
+    inside.train(workspace, folder, resume=True, versatune=inside.fixed("uniform"), **FIXED)
+    card = section_of(history_of(folder))
+    assert "**Strategy**: uniform" in card
+    assert "the strategy is the newer one, before it was manual" in card
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"initial_proportions": {"law": 0.5, "medicine": 0.25, "code": 0.25}},
+        {"initial_proportions": "proportional"},
+        {"expansion": {"domain": "law", "start": 0.8}},
+    ],
+    ids=str,
+)
+def test_another_start_of_a_strategy_that_goes_on_from_where_it_is_is_refused(workspace, tmp_path, whole, changes):
+    folder = inside.stopped_at(whole[0], tmp_path / "run", 8)
+    with pytest.raises(ValueError, match=r"initial_proportions .* law 0\.333, .* and now for law 0\.[58]"):
+        inside.train(workspace, folder, resume=True, versatune=inside.block(**changes))
+
+
+def test_a_checkpoint_with_weights_alone_says_what_starts_anew(workspace, tmp_path, caplog, whole):
+    alone = {"save_strategy": "steps", "save_only_model": True}
+    inside.train(workspace, tmp_path, max_steps=8, **alone)
+    inside.train(workspace, tmp_path, resume=True, **alone)
+    said = [message for message in warnings_of(caplog) if "save_only_model" in message]
+    assert len(said) == 1
+    assert "checkpoint-8 has weights alone" in said[0]
+    stream = runs.stream(tmp_path)
+    assert {step: stream[step] for step in range(10)} == {step: whole[1][step] for step in range(10)}
+    with pytest.raises(ValueError, match=r"checkpoint-14 is not a whole checkpoint .*save_only_model"):
+        inside.train(workspace, tmp_path, resume=True)
 
 
 def test_other_accumulation_with_workers_is_said(workspace, tmp_path, caplog):

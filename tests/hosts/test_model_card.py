@@ -232,7 +232,7 @@ def test_resume_with_other_settings_is_told_in_history_and_card(workspace, tmp_p
 def test_card_that_cannot_be_written_is_a_warning(workspace, tmp_path, caplog):
     (tmp_path / "README.md.tmp").mkdir()
     inside.train(workspace, tmp_path, max_steps=4, **SAVING)
-    assert "no section on the mixture in" in caplog.text
+    assert "gets no section about the mixture" in caplog.text
     assert "mixture" not in (tmp_path / "README.md").read_text()
     assert runs.history(tmp_path)[-1]["step"] == 4
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("trl")
 
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from tests.hosts import inside, runs
 from tests.tiny import DOMAINS
@@ -202,6 +202,89 @@ def test_checkpoint_that_is_saved_after_the_end_was_measured_goes_on_without_tha
     long, short = (runs.history(tmp_path / name) for name in ("long", "short"))
     assert [record["step"] for record in short] == [0, 3, 6, 9, 12]
     assert short[1:] == long[1:]
+
+
+class Does(TrainerCallback):
+    """Calls something of its trainer at the end of some steps, before our callback comes."""
+
+    def __init__(self, what, steps=(3, 6, 9)) -> None:
+        self.what, self.steps = what, steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in self.steps:
+            self.what(self.trainer)
+
+
+DOING = {
+    "logging": lambda trainer: trainer.log({"mine": 1.0}),
+    "evaluating": lambda trainer: trainer.evaluate(),
+    "saving": lambda trainer: trainer._save_checkpoint(trainer.model, None),
+}
+
+
+def doing(workspace, folder, what, resume=None, **options):
+    trainer = inside.build(workspace, folder, lr_scheduler_type="constant", trainer={"callbacks": [what]}, **options)
+    what.trainer = trainer
+    trainer.train(resume_from_checkpoint=resume)
+
+
+@pytest.mark.parametrize("block", [inside.block(), inside.block(signal="train", probe=None)], ids=["probe", "train"])
+@pytest.mark.parametrize("name", DOING)
+def test_a_callback_that_acts_at_the_end_of_a_step_adds_no_line_and_costs_no_update(workspace, tmp_path, name, block):
+    options = {"versatune": block, "loss_type": "nll"}
+    inside.train(workspace, tmp_path / "long", max_steps=9, lr_scheduler_type="constant", **options)
+    short, saving = tmp_path / "short", {"save_strategy": "steps", "save_steps": 6}
+    doing(workspace, short, Does(DOING[name]), max_steps=6, **saving, **options)
+    assert [record["step"] for record in runs.history(short)] == [0, 3, 6]
+    doing(workspace, short, Does(DOING[name]), resume=str(short / "checkpoint-6"), max_steps=9, **saving, **options)
+    made_longer, long = runs.history(short), runs.history(tmp_path / "long")
+    assert made_longer[1:] == long[1:]
+    assert runs.stream(short) == runs.stream(tmp_path / "long")
+
+
+def test_a_checkpoint_that_a_callback_saves_before_the_update_of_its_step_has_it(workspace, tmp_path):
+    inside.train(workspace, tmp_path / "whole", lr_scheduler_type="constant")
+    doing(workspace, tmp_path / "stopped", Does(DOING["saving"], steps=[6]), max_steps=7)
+    resume = str(tmp_path / "stopped" / "checkpoint-6")
+    inside.train(workspace, tmp_path / "resumed", resume=resume, lr_scheduler_type="constant")
+    assert runs.history(tmp_path / "resumed")[1:] == runs.history(tmp_path / "whole")[1:]
+
+
+# The best model
+
+BEST = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 3, "save_steps": 3, "max_steps": 12}
+BEST |= {"load_best_model_at_end": True, "learning_rate": 0.3}
+
+
+def test_the_best_model_is_told_by_the_mean_over_the_domains(workspace, tmp_path):
+    trainer = inside.train(workspace, tmp_path, **BEST)
+    means, of_domains = {}, {}
+    for entry in trainer.state.log_history:
+        means |= {entry["step"]: entry["eval_loss"]} if "eval_loss" in entry else {}
+        for domain in DOMAINS:
+            if f"eval_{domain}_loss" in entry:
+                of_domains.setdefault(entry["step"], []).append(entry[f"eval_{domain}_loss"])
+    assert sorted(means) == [3, 6, 9, 12]
+    assert means == {step: pytest.approx(sum(losses) / 3) for step, losses in of_domains.items()}
+    assert trainer.state.best_metric == min(means.values())
+    assert trainer.state.best_global_step == min(means, key=means.get)
+
+
+def test_early_stopping_goes_by_the_mean_over_the_domains(workspace, tmp_path):
+    early = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=100.0)  # nothing improves by it
+    trainer = inside.train(workspace, tmp_path, trainer={"callbacks": [early]}, **BEST)
+    assert trainer.state.global_step == 6
+    assert [record["step"] for record in runs.history(tmp_path)] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("metric", ["eval_lawn_loss", "accuracy"])
+def test_a_metric_that_evaluation_by_domain_does_not_give_is_refused_before_a_model_is_loaded(
+    workspace, tmp_path, metric
+):
+    with pytest.raises(ValueError, match=f"metric_for_best_model {metric}: .* eval_loss .* eval_law_loss"):
+        inside.build(
+            workspace, tmp_path, trainer={"model": "/nowhere/model"}, **(BEST | {"metric_for_best_model": metric})
+        )
 
 
 def test_an_epoch_that_a_callback_ends_early_is_refused_in_words(workspace, tmp_path):

@@ -40,6 +40,19 @@ def test_an_observation_changes_nothing_but_is_what_the_next_update_compares_wit
     assert update.forgetting == pytest.approx([1 / 19, 0, 0], abs=1e-12)
 
 
+@pytest.mark.parametrize("first", ["probe", "train"])
+def test_losses_of_another_signal_are_not_compared(first):
+    """A resumed run may measure held-out rows first and training batches then, or the other way round."""
+    pieces = np.ones((3, 4, 3))
+    given = {"probe": pieces, "train": None}
+    mixture = Mixture(DOMAINS, FOSTERING, START, own_reference=True)
+    mixture.observe(np.array([1.0, 1.0, 1.0]), given[first])
+    mixture.update(np.array([1.5, 1.0, 1.0]), 1, given[first])
+    second = mixture.update(np.array([3.0, 3.0, 3.0]), 2, given["train" if first == "probe" else "probe"])
+    assert second.forgetting.tolist() == second.forgetting_since_start.tolist() == [0, 0, 0]
+    assert second.potential.tolist() == [0, 0, 0], "a loss of the other signal is no reference"
+
+
 def test_a_mapping_of_proportions_is_put_in_domain_order():
     mixture = make_mixture(proportions={"code": 0.2, "medicine": 0.3, "law": 0.5})
     assert mixture.proportions.tolist() == START.tolist()

@@ -3,7 +3,7 @@
 import logging
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from versatune_plugin.report import format_summary, format_update, numbered, plo
 from versatune_plugin.strategies import Fixed, Staged
 from versatune_plugin.tables import in_a_line
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 
 _MOST_ROWS = 24  # of the table at the end of a run
 
@@ -67,6 +67,9 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         self._has_begun = False
         self._history: History | None = None
         self._before_end: tuple[int, dict] | None = None  # a step, and the state there without the run's end
+        self._ended = 0  # the last optimizer step whose end was dealt with
+        self._stops = False  # a reference run whose loss rises
+        self._changes_at: int | None = None  # the step after which a resumed run takes over other proportions
 
     @property
     def records(self) -> list[Record]:
@@ -89,6 +92,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         }
         self._tells_probe = self._tells_facts = True  # in the next line; of a resumed run where they are others
         self._before_end = None
+        self._ended, self._stops, self._changes_at = state.global_step, False, None
         self._probe_seconds = 0.0
         self._began = self._recorded_at = time.perf_counter()
         resumed = state.global_step > 0
@@ -111,17 +115,33 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         feed.set_epoch(state.global_step // feed.steps_per_epoch)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Update where the interval is over, or where a planned change acts."""
-        self._trainer.end_step()
-        if not self._steering.is_due(state.global_step):
+        """Deal with the end of the step, where that was not done before."""
+        self.end_step(state)
+        if self._stops:
+            control.should_training_stop = True
+
+    def end_step(self, state) -> None:
+        """Update where the interval is over, or where a planned change acts; of every step once, on all ranks.
+
+        Other callbacks may come first: one that saves by itself needs the update before, one that logs or evaluates
+        does not make it.
+        """
+        step = state.global_step
+        if self._ended == step:
             return
-        turn = self._steering.update(state.global_step)
+        self._ended = step
+        self._trainer.end_step()
+        if step == self._changes_at:
+            turn = self._steering.change(step, self._settings.start)
+        elif self._steering.is_due(step):
+            turn = self._steering.update(step)
+        else:
+            return
         self._trainer.check_agreement(turn.update.proportions)
         self._record(state, turn)
         forgetting = turn.update.forgetting
         risen = forgetting is not None and (forgetting > 0).any()
-        if self._settings.stop_when_rising and risen and state.global_step > self._settings.interval:
-            control.should_training_stop = True
+        self._stops = bool(self._settings.stop_when_rising and risen and step > self._settings.interval)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         """Measure the end of a run: later its trackers are closed, and the model may be that of another step."""
@@ -135,7 +155,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def on_log(self, args, state, control, **kwargs):
         """Measure the end where something has stopped the run after its last epoch's end."""
-        if self.is_running and control.should_training_stop:
+        if self.is_running and control.should_training_stop and self._ended == state.global_step:
             self._measure_end(state)
 
     on_evaluate = on_save = on_log
@@ -166,6 +186,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 "train_losses": None if losses is None else losses.state_dict(),
                 "fingerprints": self._trainer.facts.fingerprints,
                 "settings": self._settings.block,
+                "asked": self._settings.asked.tolist(),
                 "circumstances": self._circumstances,
             },
         }
@@ -279,15 +300,45 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         before, now = saved["settings"] | saved["circumstances"], self._settings.block | self._circumstances
         self._tells_probe = before.get("probe_rows") != now["probe_rows"]
         self._tells_facts = before != now
+        then = (
+            "The rows go on exactly until the next update; from there this run differs from one that was never stopped"
+        )
+        if self._asks_for_other_proportions(saved):
+            self._changes_at = state.global_step + 1
+            acts = self._changes_at + self._look_ahead.num_steps
+            shares = _shown(self._settings.domains, self._settings.start)
+            then = f"The rows go on exactly up to step {acts}; from there they are drawn by {shares}"
         for name, was in before.items():
             if was != now.get(name):
                 self._logger.warning(
-                    "resumed with another setting: %s was %s, is now %s. The rows go on exactly until the next update; "
-                    "from there this run differs from one that was never stopped",
+                    "resumed with another setting: %s was %s, is now %s. %s",
                     _IN_WORDS.get(name, name),
                     was,
                     now.get(name),
+                    then,
                 )
+
+    def _asks_for_other_proportions(self, saved: Mapping) -> bool:
+        """Whether a strategy that keeps its proportions is to keep others than those of the checkpoint's run.
+
+        Raises:
+            ValueError: Another start was given to a strategy that goes on from where it is.
+        """
+        settings, before = self._settings, saved["settings"]
+        strategy, is_another = settings.strategy, saved["asked"] != settings.asked.tolist()
+        if isinstance(strategy, Staged):
+            return is_another or before["strategy"] != settings.block["strategy"]
+        if isinstance(strategy, Fixed):
+            return is_another or any(before[key] != settings.block[key] for key in ("strategy", "guards"))
+        if is_another:
+            raise ValueError(
+                "versatune.initial_proportions (with initial_power and expansion.start) asked for "
+                f"{_shown(settings.domains, saved['asked'])} when the run began, and now for "
+                f"{_shown(settings.domains, settings.asked)}: under strategy {settings.block['strategy']!r} a resumed "
+                "run goes on from the proportions that it has reached, so a new start would do nothing; give the one "
+                "that it had, or start a new run from the checkpoint's weights"
+            )
+        return False
 
     def _open_history(self, output_dir: str, resumed: bool) -> History:
         """A new history, or that of the run which wrote the checkpoint (it may lie in another folder)."""
@@ -303,7 +354,6 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def _announce(self, state) -> None:
         settings, look_ahead, num_rows = self._settings, self._look_ahead, self._trainer.facts.num_rows_by_domain
-        proportions = dict(zip(settings.domains, self._steering.mixture.proportions, strict=True))
         if state.is_world_process_zero:
             self._logger.info(
                 "%s: strategy %s, %d domains, %s, %s; update every %d steps, acting %d step(s) later (the loader "
@@ -312,7 +362,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
                 settings.block["strategy"],
                 len(settings.domains),
                 "streams" if num_rows is None else f"{sum(num_rows.values())} rows",
-                in_a_line(proportions),
+                _shown(settings.domains, self._steering.mixture.proportions),
                 settings.interval,
                 look_ahead.num_steps,
                 look_ahead.num_batches,
@@ -355,6 +405,11 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             if names := numbered(self._settings.domains):
                 in_words = ", ".join(f"{number} {name}" for name, number in names.items())
                 self._logger.info("no font here has the characters of some names, so the plot has: %s", in_words)
+
+
+def _shown(domains: Sequence[str], proportions: Iterable[Any]) -> str:
+    """Proportions in words, such as "law 0.333, code 0.667"."""
+    return in_a_line(dict(zip(domains, proportions, strict=True)))
 
 
 def _probe_rows(probe: Mapping[str, Mapping] | None) -> dict[str, str] | None:

@@ -36,11 +36,23 @@ def whole_checkpoint(wanted: str | bool | None, args, sharded: bool) -> str | No
     ]
     if not earlier:
         raise ValueError(
-            f"{path} is not a whole checkpoint (cut off while it was written?) and there is none before it"
+            f"{path} is not a whole checkpoint (cut off while it was written, or written under save_only_model, which "
+            "it then takes to resume it) and there is none before it"
         )
     best = str(max(earlier, key=step_of))
     logger.warning("%s is not whole (cut off while it was written): resuming from %s", path, best)
     return best
+
+
+def say_what_starts_anew(checkpoint: str, args) -> None:
+    """Say what a resumed run begins from the beginning, since the checkpoint has weights alone."""
+    if args.save_only_model and not (Path(checkpoint) / "scheduler.pt").exists():
+        logger.warning(
+            "%s has weights alone (save_only_model): rows and proportions go on exactly, but the optimizer's state, "
+            "the learning-rate schedule and the random numbers start anew, so this run differs from one that was "
+            "never stopped",
+            checkpoint,
+        )
 
 
 def step_of(checkpoint: str | Path) -> int:

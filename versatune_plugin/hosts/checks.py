@@ -1,6 +1,6 @@
 """What a trainer is given, checked before the host loads a model: domains, rows, training arguments, steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 
 from datasets import Dataset, IterableDataset
@@ -123,7 +123,7 @@ def check_before_the_model(
         check_streams(config, train)
     training_args = kwargs.get("args") or (args[1] if len(args) > 1 else None)
     if training_args is not None:
-        check_arguments(training_args, config, streamed)
+        check_arguments(training_args, config, streamed, tuple(heldout))
         if getattr(training_args, "packing", False):  # how many rows there will be is not known yet
             return config, train, heldout
         sizes = num_rows(train)
@@ -206,19 +206,21 @@ def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping,
         raise ValueError("versatune cannot mix these domains:\n  " + "\n  ".join(problems))
 
 
-def check_arguments(args, config: VersaTuneConfig, streamed: bool = False) -> None:
+def check_arguments(args, config: VersaTuneConfig, streamed: bool = False, evaluation_sets: Sequence[str] = ()) -> None:
     """Report at once all training arguments under which a mixture would not be exact.
 
     Args:
         args: The host's training arguments.
         config: The block.
         streamed: Whether the training rows are streams.
+        evaluation_sets: Names of the sets that the host evaluates on, where it is given several.
 
     Raises:
         ValueError: With one line per argument.
     """
     problems = argument_problems(args) + (train_signal_problems(args) if config.measures_training else [])
     problems += stream_checks.argument_problems(args) if streamed else []
+    problems += best_metric_problems(args, evaluation_sets)
     if problems:
         raise ValueError("versatune cannot run with these training arguments:\n  " + "\n  ".join(problems))
 
@@ -271,6 +273,21 @@ def argument_problems(args) -> list[str]:
         ),
     ]
     return [reason for applies, reason in refused if applies]
+
+
+def best_metric_problems(args, evaluation_sets: Sequence[str]) -> list[str]:
+    """A metric for the best model that evaluation on several sets does not give."""
+    metric = args.metric_for_best_model
+    if metric is None or not evaluation_sets:
+        return []
+    name = f"eval_{metric.removeprefix('eval_')}"
+    if name == "eval_loss" or any(name.startswith(f"eval_{each}_") for each in evaluation_sets):
+        return []
+    known = ", ".join(f"eval_{each}_loss" for each in evaluation_sets)
+    return [
+        f"metric_for_best_model {metric}: evaluation is by domain, so its metrics are eval_loss (the mean over the "
+        f"domains) and those of a domain: {known}, ..."
+    ]
 
 
 def train_signal_problems(args) -> list[str]:

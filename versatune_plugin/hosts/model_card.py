@@ -114,7 +114,7 @@ def _facts(records: Sequence[Record], step_of_weights: int | None) -> Iterator[t
         yield "Strategy", f"{_text(settings['strategy'])}, by versatune_plugin (after {_PAPER})"
         if target := _target(settings):
             yield "Target", target
-        yield "Start", _start(settings, sources.get("detection"))
+        yield "Start", _start(*_beginning(records))
     yield (
         "Proportions",
         f"of the {_UNITS[last.unit or 'examples']} drawn, changed {changes} time(s)"
@@ -131,7 +131,7 @@ def _facts(records: Sequence[Record], step_of_weights: int | None) -> Iterator[t
     if skipped := sum(bool(record.skipped) for record in records):
         yield "Skipped", f"{skipped} update(s), for losses that could not be used"
     if later := [record.step for record in records[1:] if record.run]:
-        yield "Resumed", f"before step {later[-1]:,}, with other settings; those above are the newer ones"
+        yield "Resumed", f"before step {later[-1]:,}, with other settings; {_newer(records)}"
     if records[0].step:
         yield "History", f"begins at step {records[0].step:,}: what was before is not known"
     steps = f" of {run['num_steps']:,}" if run and run["num_steps"] >= last.step else ""
@@ -177,6 +177,19 @@ def _references(settings: Mapping, source: Mapping | None) -> str:
             f"each domain alone ({_text(Path(source['file']).name)})"
         )
     return "the lowest that this run has reached" if settings.get("reference_losses") == SELF else "given as numbers"
+
+
+def _beginning(records: Sequence[Record]) -> tuple[dict, dict | None]:
+    """The settings and the detection that the run began with; where its first line is lost, the newest."""
+    facts = records[0].run.model_dump(exclude_unset=True) if records[0].run else facts_of(records)
+    return facts.get("settings") or {}, (facts.get("sources") or {}).get("detection")
+
+
+def _newer(records: Sequence[Record]) -> str:
+    """What of the facts is of the newer settings."""
+    began, now = (facts["strategy"] for facts in (_beginning(records)[0], facts_of(records)["settings"]))
+    before = f", before it was {_text(began)}" if began != now else ""
+    return f"the strategy is the newer one{before}, the start is that of the beginning"
 
 
 def _sources(records: Sequence[Record]) -> dict:

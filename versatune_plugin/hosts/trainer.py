@@ -10,14 +10,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.measured import Measured, ReferenceRun
@@ -26,7 +26,8 @@ from versatune_plugin.config.settings import Settings
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts import model_card, stream_checks
 from versatune_plugin.hosts.callback import VersaTuneCallback
-from versatune_plugin.hosts.checkpoints import step_of, step_of_best, whole_checkpoint
+from versatune_plugin.hosts.changed_rows import taken_over, version_of
+from versatune_plugin.hosts.checkpoints import say_what_starts_anew, step_of, step_of_best, whole_checkpoint
 from versatune_plugin.hosts.checks import (
     are_streams,
     check_arguments,
@@ -68,7 +69,9 @@ _REMEDY = (
 
 if TYPE_CHECKING:
 
-    class _Host(Trainer): ...
+    class _Host(Trainer):
+        train_dataset: Any
+        control: TrainerControl
 else:
     _Host = object  # any trainer class follows the mixin
 
@@ -98,6 +101,11 @@ class VersaTuneMixin(_Host):
     _recorder: VersaTuneCallback | None = None
     _has_card: bool = False  # the host has written one since the run began
     _has_charts: bool = False  # the trackers know since then which charts to draw
+    _compared_targets: bool = False  # of the held-out rows with those in a batch
+    _probes: Probes | None = None
+    _planned: tuple[ProbePlan, int] | None = None  # the probes that were built, and the seed that chose their rows
+    _given: tuple[Mapping, Mapping] | None = None  # the rows by domain that were taken: for training, and held out
+    _seen: tuple = ()  # train_dataset and eval_dataset, as they were when their rows were taken
     train_losses: TrainLosses | None = None
     """Under `signal: train`, what the training batches are measured by."""
     facts: Facts
@@ -142,54 +150,76 @@ class VersaTuneMixin(_Host):
             logger: Where the log lines go; default: this package's.
         """
         self._logger = logger or visible_logger()
-        self._streams = train if are_streams(train) else None
-        check_arguments(self.args, config, self._streams is not None)
-        self._check_ranks_have_rows_of_their_own()
         self._versatune, self._measured = config, measured
+        self._take_rows(train, heldout)
+        self._say_what_was_changed()
+        self._recorder = VersaTuneCallback(self, self._logger)
+        self.add_callback(self._recorder)
+
+    def _take_rows(
+        self, train: Mapping[str, Dataset] | Mapping[str, IterableDataset], heldout: Mapping[str, Dataset]
+    ) -> None:
+        """Work out all that follows from the rows; `self.train_dataset` is the `stand_in` of `train`."""
+        given = train, heldout
+        self._streams = train if are_streams(train) else None
+        self._check_arguments()
         self._num_rows_by_domain = num_rows(train)
+        self._rows = self.train_dataset
         if self._streams is not None:
             if problems := stream_checks.dispatch_problems(self.args):
                 raise ValueError("; ".join(problems))
             train = first_rows(self._streams)
-            check_domains_fit(config, train, heldout)
+            check_domains_fit(self._versatune, train, heldout)
+        elif len(self._rows) != (number := sum(self._num_rows_by_domain.values())):
+            raise ValueError(
+                f"the host made {len(self._rows)} rows of the {number} training rows, so their domains are not known: "
+                "give it rows that it takes as they are (tokenised, not packed), or use VersaTuneSFTTrainer"
+            )
+        self._train, self._heldout = train, {domain: heldout[domain] for domain in train if domain in heldout}
         self._sizes, self._row_costs = self._num_rows_by_domain, None
-        if config.unit != "examples":
-            self._sizes, self._row_costs = data.sizes(train, config.unit)
-        self._settings = self.settings_of_run(self.run_length.num_steps)
-        self._say_what_was_changed()
-        self._probes: Probes | None = None
-        self._probe_share: float | None = None
-        if config.measures_probes:
-            self._probes = self._build_probes({domain: heldout[domain] for domain in train}, self._plan(train, heldout))
-        if config.measures_training:
-            self.start_train_losses()
+        if self._versatune.unit != "examples":
+            self._sizes, self._row_costs = data.sizes(train, self._versatune.unit)
         self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
+        self._heldout_fingerprints = {domain: data.fingerprint(rows) for domain, rows in heldout.items()}
+        self._probes, self._planned = None, None
+        self._settle()
+        path = self._versatune.references_file
+        if self._given is not None and path is not None and not self.reference_run:
+            remedy = "give the trainer the rows as they are to be trained on, so that references are measured on them"
+            self.check_rows_of(path, references.References.read(path), remedy)
+        self._given, self._seen = given, (version_of(self.train_dataset), version_of(self.eval_dataset))
+
+    def _settle(self) -> None:
+        """Work out what a run uses, by the rows and by the training arguments as they are now."""
+        self._settings = self.settings_of_run(self.run_length.num_steps)
+        if self._versatune.measures_probes:
+            plan = self._plan()
+            if (plan, self.args.seed) != self._planned:
+                self._say_plan(plan)
+                self._probes, self._planned = self._build_probes(plan), (plan, self.args.seed)
+        if self._versatune.measures_training:
+            self.start_train_losses()
         self.facts = Facts(
             num_rows_by_domain=None if self._streams is not None else self._num_rows_by_domain,
-            fingerprints={
-                "training_rows": self.data_fingerprints,
-                "heldout_rows": {domain: data.fingerprint(rows) for domain, rows in heldout.items()},
-            },
+            fingerprints={"training_rows": self.data_fingerprints, "heldout_rows": self._heldout_fingerprints},
             probe=self.probe_facts,
-            probe_share=self._probe_share,
+            probe_share=self._planned[0].share if self._planned else None,
             versions=versions_of(type(self)),
         )
-        self._recorder = VersaTuneCallback(self, self._logger)
-        self.add_callback(self._recorder)
 
     def settings_of_run(self, num_steps: int) -> Settings:
         """What a run of so many optimizer steps uses."""
         length = replace(self.run_length, num_steps=num_steps)
         return settings_of(self._versatune, self._measured, self._sizes, length, self.reference_run)
 
-    def _plan(self, train: Mapping[str, Dataset], heldout: Mapping[str, Dataset]) -> ProbePlan:
-        """The probes of the run; says what they cost."""
+    def _plan(self) -> ProbePlan:
+        """The probes of the run."""
         settings = self._settings
         mean_costs = [self._sizes[domain] / number for domain, number in self._num_rows_by_domain.items()]
-        plan = plan_probes(
+        return plan_probes(
             self._versatune,
-            train,
-            heldout,
+            self._train,
+            self._heldout,
             rows_drawn(settings.start, self.run_length.num_draws, mean_costs),
             num_steps=settings.num_steps,
             interval=settings.interval,
@@ -200,11 +230,13 @@ class VersaTuneMixin(_Host):
             world_size=self.args.world_size,
             measured=self._measured,
         )
+
+    def _say_plan(self, plan: ProbePlan) -> None:
+        """Say what the probes cost."""
         if self.is_world_process_zero() and not self.reference_run:
             self._logger.info("probe: %s", plan)
             if plan.warning:
                 self._logger.warning(plan.warning)
-        return plan
 
     def _say_what_was_changed(self) -> None:
         """Name the keys without effect, and the domains that guards start at another proportion."""
@@ -224,12 +256,90 @@ class VersaTuneMixin(_Host):
             if before != after:
                 self._logger.info("guards: %s starts at %.3f instead of %.3f", domain, after, before)
 
-    def _check_ranks_have_rows_of_their_own(self) -> None:
-        if rows_per_step(self.args) != self.get_total_train_batch_size(self.args):
+    def _check_arguments(self) -> None:
+        """Check the training arguments as they are now, which may be others than the trainer was built with.
+
+        Raises:
+            ValueError: A mixture would not be exact under them, or the host has used them already.
+        """
+        args = self.args
+        check_arguments(args, self._versatune, self._streams is not None)
+        kept = [
+            ("per_device_train_batch_size", self._train_batch_size, args.train_batch_size),
+            ("split_batches", self.accelerator.split_batches, args.accelerator_config.split_batches),
+            ("dispatch_batches", self.accelerator.dispatch_batches, args.accelerator_config.dispatch_batches),
+        ]
+        late = [f"{name} was {was} then, and is {now} now" for name, was, now in kept if was != now]
+        if late:
+            raise ValueError(
+                f"training arguments were changed after the trainer was built, and the host has used them already: "
+                f"{'; '.join(late)}. Give them to a new trainer"
+            )
+        if rows_per_step(args) != self.get_total_train_batch_size(args):
             raise ValueError(
                 "versatune needs rows of its own on each process, but here several work on the same ones: switch off "
                 "tensor, context and sequence parallelism (to share out the model alone, use FSDP or DeepSpeed ZeRO)"
             )
+
+    def _take_changes(self) -> None:
+        """Follow what was changed since the trainer was built: rows whose domains are known, and arguments.
+
+        Raises:
+            ValueError: The domain of a row is not known, a row does not fit, or the model that is trained is not
+                `self.model`.
+        """
+        self._check_arguments()
+        trained = {id(parameter) for parameter in self.model_wrapped.parameters()}
+        if not any(id(parameter) in trained for parameter in self.model.parameters()):
+            raise ValueError(
+                "trainer.model was replaced after the trainer was built, but the host would still train the former one "
+                "(trainer.model_wrapped): build a new trainer, or set both"
+            )
+        assert self._given is not None
+        before, (train, heldout) = self._seen, self._given
+        now = version_of(self.train_dataset), version_of(self.eval_dataset)
+        if now == before:
+            self._settle()
+            return
+        if now[0] != before[0]:
+            train = taken_over(self.train_dataset, "train_dataset", train, self._versatune)
+        if now[1] != before[1]:
+            heldout = self._changed_heldout(train, heldout)
+        check_domains_fit(self._versatune, train, heldout)
+        if now[0] != before[0]:
+            self.train_dataset = stand_in(train)
+        if self.is_world_process_zero():
+            changed = [name for name, a, b in zip(("train", "eval"), before, now, strict=True) if a != b]
+            shares = ", ".join(f"{domain} {number}" for domain, number in num_rows(train).items())
+            self._logger.info(
+                "%s changed after the trainer was built; training rows now: %s",
+                " and ".join(f"{name}_dataset" for name in changed),
+                "streams" if are_streams(train) else shares,
+            )
+        self._take_rows(train, heldout)
+
+    def _changed_heldout(self, train: Mapping, former: Mapping[str, Dataset]) -> Mapping[str, Dataset]:
+        """The held-out rows by domain, of what the host evaluates on now; the former ones where that is something else.
+
+        Raises:
+            ValueError: Rows of the domains are not tokenised.
+        """
+        rows = self.eval_dataset
+        if isinstance(rows, Mapping) and set(train) <= set(rows):
+            return taken_over({domain: rows[domain] for domain in train}, "eval_dataset", former, self._versatune)
+        reason = "holds other sets than the domains'"
+        if isinstance(rows, Dataset):
+            try:
+                return taken_over(rows, "eval_dataset", former, self._versatune)
+            except ValueError as error:
+                reason = str(error)
+        if self.is_world_process_zero():
+            self._logger.warning(
+                "eval_dataset was changed after the trainer was built, and losses by domain stay those of the held-out "
+                "rows that it had: %s",
+                "it is empty" if rows is None else reason,
+            )
+        return former
 
     def check_rows_of(self, path: Path, document: references.References, remedy: str) -> None:
         """Check that the rows of a references.json are those of this run.
@@ -246,6 +356,8 @@ class VersaTuneMixin(_Host):
 
     def get_train_dataloader(self):
         """As the host's; streams are mixed by what it reads, since it asks for no sampler of them."""
+        if self._recorder is not None and not self._has_its_loader:
+            self._take_changes()
         if self._streams is not None:
             length = self.run_length
             self.train_dataset = MixtureStream(
@@ -257,6 +369,7 @@ class VersaTuneMixin(_Host):
                 step=lambda: self.state.global_step,
                 logger=self._logger if self.is_world_process_zero() else None,
             )
+            self._seen = version_of(self.train_dataset), self._seen[1]
             self._bind(self.train_dataset)
         return super().get_train_dataloader()
 
@@ -264,13 +377,23 @@ class VersaTuneMixin(_Host):
         """The mixture, as the host's loader reads it."""
         if self.__dict__.get("_versatune") is None:
             raise RuntimeError("no mixture: give `versatune=` to the trainer, or call `use_mixture`")
+        if not self._has_its_loader and version_of(self.train_dataset) != self._seen[0]:
+            raise ValueError(
+                "train_dataset was changed after the trainer was built: a get_train_dataloader of your own must call "
+                "the inherited one, which takes the new rows over"
+            )
         return self._bind(self._new_feed())
 
     def _bind(self, feed: Feed) -> Feed:
         """Let the callback steer a feed; in a run, that of its own loader: what else asks for one changes nothing."""
-        if not self.is_running:
+        if not self._has_its_loader:
             self.feed = feed
         return feed
+
+    @property
+    def _has_its_loader(self) -> bool:
+        """Whether a run goes on whose loader was made: the first that is asked for in it."""
+        return self.is_in_train and self.feed is not None
 
     def _new_feed(self) -> Feed:
         """The mixture, one block per optimizer step; for a host that packs rows, to be overridden."""
@@ -307,6 +430,8 @@ class VersaTuneMixin(_Host):
         try:
             sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
             self.resumed_from = whole_checkpoint(resume_from_checkpoint, self.args, sharded)
+            if self.resumed_from is not None and self.is_world_process_zero():
+                say_what_starts_anew(self.resumed_from, self.args)
         except ValueError:
             if not self.reference_run:
                 raise
@@ -319,17 +444,33 @@ class VersaTuneMixin(_Host):
         if self.train_losses is not None:
             self.start_train_losses()  # what an interrupted call of this left does not count
         show_mixture(self)
-        if self._recorder in self.callback_handler.callbacks:  # to the end: none may stop the run behind its back
-            self.remove_callback(self._recorder)
-            self.add_callback(self._recorder)
+        self._put_recorder_last()
         output = super().train(resume_from_checkpoint=self.resumed_from, **kwargs)
+        if self.is_running:
+            self._recorder.is_running = False
+            self._logger.warning(
+                "VersaTuneCallback was removed while the run went on: the mixture was not steered to its end, and the "
+                "history is not complete"
+            )
         if self._has_card:  # that of the last checkpoint: now it tells of the run's end
             self._write_mixture_into_card()
         return output
 
+    def _put_recorder_last(self) -> None:
+        """The callback comes after all others, none of which may stop the run behind its back."""
+        if self._recorder is None:
+            return
+        if self._recorder in self.callback_handler.callbacks:
+            self.remove_callback(self._recorder)
+        elif self.is_world_process_zero():
+            self._logger.warning(
+                "VersaTuneCallback was removed from the trainer, and is put back: it steers the mixture"
+            )
+        self.add_callback(self._recorder)
+
     @property
     def is_running(self) -> bool:
-        """Whether a run has its loader, and with it the feed that the callback steers."""
+        """Whether the callback has begun a run and not ended it."""
         return self._recorder is not None and self._recorder.is_running
 
     def _check_ranks_resume_alike(self) -> None:
@@ -359,6 +500,25 @@ class VersaTuneMixin(_Host):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         self.train_losses.add(logits_of(outputs, labels), labels, self._domain_ids_of_next_batch(len(labels)))
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """As the host's; of several sets also the mean of their losses, by which the best model can be told."""
+        metrics = super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        name = f"{metric_key_prefix}_loss"
+        if isinstance(sets, Mapping) and name not in metrics:
+            losses = [metrics.get(f"{metric_key_prefix}_{each}_loss") for each in sets]
+            if losses and None not in losses:
+                metrics[name] = float(np.mean(losses))
+                self._log_beside_the_host({name: metrics[name]})
+                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        """As the host's, after the step's update: a callback that saves by itself may come before ours."""
+        if self.is_running:
+            self._recorder.end_step(self.state)
+        super()._save_checkpoint(*args, **kwargs)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """As the host's, with the section "Training data mixture" once a run has begun."""
@@ -407,16 +567,16 @@ class VersaTuneMixin(_Host):
         if self._probes is None:
             return None
         began = time.perf_counter()
-        model = self.model_wrapped
-        was_training = model.training
-        model.eval()
+        was_training = self.model_wrapped.training
+        self._set_mode(training=False)
         try:
             sums = sum_losses(self._probes, self._batch_loss, self.args.process_index, self.args.world_size)
         finally:
-            model.train(was_training)
+            self._set_mode(training=was_training)
         if self.args.world_size > 1:
             total = self.accelerator.reduce(torch.tensor(sums, device=self.args.device), reduction="sum")
             sums = broadcast(total).cpu().numpy()
+        self._say_what_the_collator_masks(sums[1].sum(axis=0))
         if self._settings.loss_unit == "byte":
             sums[1] = self._probes.num_bytes
         totals, counts = sums.sum(axis=1)
@@ -424,6 +584,28 @@ class VersaTuneMixin(_Host):
             losses = totals / counts
         pieces = np.stack([*sums, self._probes.num_rows])
         return Measurement(losses=losses, pieces=pieces, seconds=time.perf_counter() - began)
+
+    def _set_mode(self, *, training: bool) -> None:
+        """Put the model into a mode, and with it an optimizer that trains other weights than it evaluates."""
+        self.model_wrapped.train(training)
+        change = getattr(self.optimizer, "train" if training else "eval", None)
+        if callable(change):
+            change()
+
+    def _say_what_the_collator_masks(self, measured: np.ndarray) -> None:
+        """Say where held-out rows have other target tokens in a batch than by themselves, at the first measurement."""
+        if self._compared_targets or self.reference_run or not self.is_world_process_zero():
+            return
+        self._compared_targets = True
+        by_themselves = [facts["target_tokens"] for facts in self.probe_facts.values()]
+        if (others := measured.astype(int).tolist()) != by_themselves:
+            masked = zip(self.probe_facts, others, by_themselves, strict=True)
+            self._logger.warning(
+                "the data collator makes other targets than the rows have, in the held-out rows that are measured: %s. "
+                "Losses are of what it leaves; target tokens in the history, and versatune.unit target_tokens, count "
+                "what the rows have. Give rows with `labels` that are masked already",
+                ", ".join(f"{domain} {left} of {number}" for domain, left, number in masked if left != number),
+            )
 
     def amounts_of_steps(self, first: int, last: int) -> np.ndarray:
         """What optimizer steps `first` to `last` - 1 trained on, in every unit, per domain.
@@ -452,7 +634,7 @@ class VersaTuneMixin(_Host):
         if len(rows):
             domain_ids = self.mixture_sampler.domain_ids(rows)
             for unit, of_unit in zip(data.UNITS, sums, strict=True):
-                np.add.at(of_unit, domain_ids, data.costs(self.train_dataset, unit, rows))
+                np.add.at(of_unit, domain_ids, data.costs(self._rows, unit, rows))
         return sums
 
     def check_agreement(self, proportions: np.ndarray) -> None:
@@ -468,14 +650,18 @@ class VersaTuneMixin(_Host):
                 raise RuntimeError("the ranks' proportions differ: a strategy must decide by its observation alone")
 
     def log_mixture(self, numbers: dict[str, float]) -> None:
-        """Send numbers to the user's trackers now.
+        """Send numbers to the user's trackers now."""
+        if not self._has_charts:
+            self._has_charts = True
+            chart_quantities(self)
+        self._log_beside_the_host(numbers)
+
+    def _log_beside_the_host(self, numbers: Mapping[str, float]) -> None:
+        """Log numbers of ours.
 
         The base class's `log` is called past the subclass's, which would add the running means of its own
         training metrics to our record and empty them. A log that the host still has to write stays due.
         """
-        if not self._has_charts:
-            self._has_charts = True
-            chart_quantities(self)
         due = self.control.should_log
         Trainer.log(self, dict(numbers))
         self.control.should_log = due
@@ -502,11 +688,10 @@ class VersaTuneMixin(_Host):
 
     # Probes
 
-    def _build_probes(self, heldout: Mapping[str, Dataset], plan: ProbePlan) -> Probes:
-        self._probe_share = plan.share
+    def _build_probes(self, plan: ProbePlan) -> Probes:
         rows = {
             domain: self._remove_unused_columns(chosen, description="probe")
-            for domain, chosen in probe_rows(self._versatune, heldout, plan.num_rows, self.args.seed).items()
+            for domain, chosen in probe_rows(self._versatune, self._heldout, plan.num_rows, self.args.seed).items()
         }
         decode = decoder(getattr(self, "processing_class", None))
         if decode is None and self._settings.loss_unit == "byte":

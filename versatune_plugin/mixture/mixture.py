@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,16 @@ class Mixture:
         """
         return self._measure(losses, pieces, step, caps)
 
+    def change(self, proportions: np.ndarray, measured: Update) -> Update:
+        """Other proportions from here on, whatever the strategy says, as a resumed run may ask for.
+
+        Args:
+            proportions: Shape (num_domains,), sum 1, within the guards.
+            measured: What was measured just now, without a change.
+        """
+        self.proportions = check_proportions(proportions, self.domains)
+        return replace(measured, proportions=self.proportions.copy(), note="changed by a resume with other settings")
+
     def advance(self, step: int, caps: np.ndarray | float = 1.0) -> Update:
         """An update of a strategy that needs no losses, where there are none; as `update` otherwise."""
         return self._follow(self._observation(step), caps, losses=None)
@@ -136,9 +146,11 @@ class Mixture:
         self, losses: np.ndarray, pieces: np.ndarray | None, step: int | None, caps: np.ndarray | float
     ) -> Update:
         losses = np.array(losses, dtype=np.float64)
-        if pieces is not None and not _are_of_the_same_rows(pieces, self._previous_pieces):
-            self._first_losses = self._previous_losses = None  # a resumed run may have others
+        if not _are_of_the_same_rows(pieces, self._previous_pieces):  # a resumed run may have others
+            self._first_losses = self._previous_losses = None
             self._first_pieces, self._previous_pieces = pieces, None
+            if self._own_reference:
+                self.reference_losses = None
         before = self.proportions.copy()
         unknown = np.isnan(losses) & (before == 0) & self._of_training
         measured: dict[str, Any] = {"losses": losses, "loss_errors": None if pieces is None else loss_errors(pieces)}
@@ -278,9 +290,11 @@ class Mixture:
             self.reference_losses = _array(state["lowest_losses"])  # none where the run had other references
 
 
-def _are_of_the_same_rows(pieces: np.ndarray, previous: np.ndarray | None) -> bool:
-    """Whether two measurements in pieces can be compared: a resumed run may have other probes."""
-    return previous is not None and pieces.shape == previous.shape and np.array_equal(pieces[1:], previous[1:])
+def _are_of_the_same_rows(pieces: np.ndarray | None, previous: np.ndarray | None) -> bool:
+    """Whether two measurements can be compared: a resumed run may have other probes, or another signal."""
+    if pieces is None or previous is None:
+        return pieces is previous
+    return pieces.shape == previous.shape and np.array_equal(pieces[1:], previous[1:])
 
 
 def _change_error(pieces: np.ndarray | None, before: np.ndarray | None) -> np.ndarray | None:

@@ -187,13 +187,23 @@ class Steering:
     def observe(self, step: int) -> Turn:
         """Measure, and leave the proportions as they are."""
         drawn, measured = self._account(step), self._measure(step)
-        if measured is None:
-            return self._turn(drawn, self.mixture.unmeasured(), None, None)
-        return self._turn(drawn, self.mixture.observe(measured.losses, measured.pieces), measured, None)
+        return self._turn(drawn, self._observed(measured), measured, None)
+
+    def change(self, step: int, proportions: np.ndarray) -> Turn:
+        """Measure, and set other proportions than the strategy's, as a resumed run may ask for."""
+        drawn, measured = self._account(step), self._measure(step)
+        update = self.mixture.change(proportions, self._observed(measured))
+        at_draw = self.feed.sampler.set_proportions(proportions, at_draw=self.feed.draws_until(step + self.look_ahead))
+        return self._turn(drawn, update, measured, at_draw)
 
     def count(self, step: int) -> Turn:
         """Count what was drawn, and do nothing else."""
         return self._turn(self._account(step), self.mixture.unmeasured(), None, None)
+
+    def _observed(self, measured: Measurement | None) -> Update:
+        if measured is None:
+            return self.mixture.unmeasured()
+        return self.mixture.observe(measured.losses, measured.pieces)
 
     def _account(self, step: int) -> np.ndarray:
         """What was trained on since the last turn."""
