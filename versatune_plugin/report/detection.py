@@ -11,7 +11,7 @@ from versatune_plugin.domains import misfits
 from versatune_plugin.measuring.detection.document import Detection, DetectionDocument
 from versatune_plugin.measuring.detection.samples import Sample
 from versatune_plugin.measuring.detection.statistics import CLEAR
-from versatune_plugin.report.drawing import LEGEND, marks, new_figure, save_png, short
+from versatune_plugin.report.drawing import LEGEND, label, marks, new_figure, save_png, short
 from versatune_plugin.tables import aligned
 
 MAX_SHOWN = 200  # characters of a text
