@@ -507,13 +507,18 @@ MISTAKES = {
     "no reference losses": ({}, {"reference_losses": None}, "strategy 'versatune' needs a loss per domain"),
     "proportions of an unknown domain": (
         {},
-        {"initial_proportions": {"law": 0.5, "medicine": 0.3, "cod": 0.2}},
+        {"initial_proportions": {"law": 0.5, "medicine": 0.3, "cod": 0.2}, "reference_losses": "self"},
         "initial_proportions names an unknown domain 'cod'; did you mean 'code'?",
     ),
     "proportions without a domain": (
         {},
-        {"initial_proportions": {"law": 0.5, "medicine": 0.5}},
+        {"initial_proportions": {"law": 0.5, "medicine": 0.5}, "reference_losses": "self"},
         "initial_proportions has no value for domain 'code'",
+    ),
+    "proportions and reference losses of other domains": (
+        {},
+        {"initial_proportions": {"law": 0.5, "medicine": 0.3, "cod": 0.2}},
+        "names 'code', which `initial_proportions` does not name; did you mean 'cod'?",
     ),
     "proportions that do not sum to 1": (
         {},
