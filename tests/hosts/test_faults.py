@@ -545,12 +545,17 @@ def test_mistakes_in_the_domains_are_reported_together(workspace, tmp_path):
             heldout=without(text(HELDOUT, 1000), "law"),
             versatune=inside.block(
                 reference_losses={"law": 2.0, "medicin": 3.5, "code": 4.5},
-                initial_proportions={"law": 0.5, "mediicne": 0.3, "code": 0.2},
+                initial_proportions={"law": 0.5, "medicin": 0.3, "code": 0.2},
             ),
             trainer=NO_MODEL,
         )
     message = str(refused.value)
-    for phrase in ("'medicin'", "'mediicne'", "domain 'law' has no held-out rows", "no value for domain 'medicine'"):
+    for phrase in (
+        "reference_losses names an unknown domain 'medicin'",
+        "initial_proportions names an unknown domain 'medicin'",
+        "domain 'law' has no held-out rows",
+        "no value for domain 'medicine'",
+    ):
         assert phrase in message
 
 
