@@ -606,13 +606,18 @@ MISTAKES = {
     "no reference losses": ({}, {"reference_losses": None}, "strategy 'versatune' needs a loss per domain"),
     "proportions of an unknown domain": (
         {},
-        {"initial_proportions": {"law": 0.5, "medicine": 0.3, "cod": 0.2}},
+        {"initial_proportions": {"law": 0.5, "medicine": 0.3, "cod": 0.2}, "reference_losses": "self"},
         "initial_proportions names an unknown domain 'cod'; did you mean 'code'?",
     ),
     "proportions without a domain": (
         {},
-        {"initial_proportions": {"law": 0.5, "medicine": 0.5}},
+        {"initial_proportions": {"law": 0.5, "medicine": 0.5}, "reference_losses": "self"},
         "initial_proportions has no value for domain 'code'",
+    ),
+    "proportions and reference losses of other domains": (
+        {},
+        {"initial_proportions": {"law": 0.5, "medicine": 0.3, "cod": 0.2}},
+        "names 'code', which `initial_proportions` does not name; did you mean 'cod'?",
     ),
     "proportions that do not sum to 1": (
         {},
@@ -639,12 +644,17 @@ def test_mistakes_in_the_domains_are_reported_together(workspace, tmp_path):
             heldout=without(text(HELDOUT, 1000), "law"),
             versatune=inside.block(
                 reference_losses={"law": 2.0, "medicin": 3.5, "code": 4.5},
-                initial_proportions={"law": 0.5, "mediicne": 0.3, "code": 0.2},
+                initial_proportions={"law": 0.5, "medicin": 0.3, "code": 0.2},
             ),
             trainer=NO_MODEL,
         )
     message = str(refused.value)
-    for phrase in ("'medicin'", "'mediicne'", "domain 'law' has no held-out rows", "no value for domain 'medicine'"):
+    for phrase in (
+        "reference_losses names an unknown domain 'medicin'",
+        "initial_proportions names an unknown domain 'medicin'",
+        "domain 'law' has no held-out rows",
+        "no value for domain 'medicine'",
+    ):
         assert phrase in message
 
 

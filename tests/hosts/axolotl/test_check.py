@@ -175,7 +175,7 @@ def test_a_model_without_weights_passes_and_the_plan_names_the_domains(write):
     said = facts(text)
     assert said["steps"].startswith("20 of 4 rows each, 29 per epoch, on 1 process")
     assert said["updates"] == "4 times, every 4 step(s); new proportions act 1 step after their update"
-    assert "raise versatune.update_interval" in said["losses"]
+    assert "lower versatune.probe.rows_per_domain (now 8)" in said["losses"]
     assert "made first" not in said
     assert "whether the model loads" in said["not told"]
 
