@@ -170,10 +170,11 @@ class VersaTuneMixin(_Host):
             check_domains_fit(self._versatune, train, heldout)
         elif len(self._mixed_rows) != (number := sum(self._num_rows_by_domain.values())):
             raise ValueError(
-                f"the host made {len(self._mixed_rows)} rows of the {number} training rows, so their domains are not known: "
-                "give it rows that it takes as they are (tokenised, not packed), or use VersaTuneSFTTrainer"
+                f"the host made {len(self._mixed_rows)} rows of the {number} training rows, so their domains are not "
+                "known: give it rows that it takes as they are (tokenised, not packed), or use VersaTuneSFTTrainer"
             )
-        self._train_by_domain, self._heldout_by_domain = train, {domain: heldout[domain] for domain in train if domain in heldout}
+        self._train_by_domain = train
+        self._heldout_by_domain = {domain: heldout[domain] for domain in train if domain in heldout}
         self._sizes, self._row_costs = self._num_rows_by_domain, None
         if self._versatune.unit != "examples":
             self._sizes, self._row_costs = data.sizes(train, self._versatune.unit)
@@ -685,10 +686,8 @@ class VersaTuneMixin(_Host):
     # Probes
 
     def _build_probes(self, plan: ProbePlan) -> Probes:
-        rows = {
-            domain: self._remove_unused_columns(chosen, description="probe")
-            for domain, chosen in probe_rows(self._versatune, self._heldout_by_domain, plan.num_rows, self.args.seed).items()
-        }
+        chosen = probe_rows(self._versatune, self._heldout_by_domain, plan.num_rows, self.args.seed)
+        rows = {domain: self._remove_unused_columns(part, description="probe") for domain, part in chosen.items()}
         decode = decoder(getattr(self, "processing_class", None))
         if decode is None and self._settings.loss_unit == "byte":
             raise ValueError("losses per byte need the text of the rows: give the trainer a `processing_class`")
