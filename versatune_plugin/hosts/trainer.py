@@ -100,6 +100,7 @@ class VersaTuneMixin(_Host):
     _recorder: VersaTuneCallback | None = None
     _has_card: bool = False  # the host has written one since the run began
     _has_charts: bool = False  # the trackers know since then which charts to draw
+    _made_loader: bool = False  # since the run began
     _compared_targets: bool = False  # of the held-out rows with those in a batch
     _probes: Probes | None = None
     _planned: tuple[ProbePlan, int] | None = None  # the probes that were built, and the seed that chose their rows
@@ -368,7 +369,9 @@ class VersaTuneMixin(_Host):
             )
             self._versions_taken = version_of(self.train_dataset), self._versions_taken[1]
             self._bind(self.train_dataset)
-        return super().get_train_dataloader()
+        loader = super().get_train_dataloader()
+        self._made_loader = True
+        return loader
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         """The mixture, as the host's loader reads it."""
@@ -389,8 +392,8 @@ class VersaTuneMixin(_Host):
 
     @property
     def _has_its_loader(self) -> bool:
-        """Whether a run goes on whose loader was made: the first that is asked for in it."""
-        return self.is_in_train and self.feed is not None
+        """Whether a run goes on whose loader was made: the first that is asked for in it, with whatever samplers."""
+        return self.is_running or (self.is_in_train and self._made_loader)
 
     def _new_feed(self) -> Feed:
         """The mixture, one block per optimizer step; for a host that packs rows, to be overridden."""
@@ -435,7 +438,7 @@ class VersaTuneMixin(_Host):
             visible_logger().warning("the reference run has no whole checkpoint: it starts from the beginning")
             self.resumed_from = None
         self._check_ranks_resume_alike()
-        self.feed, self._has_card, self._has_charts = None, False, False
+        self.feed, self._made_loader, self._has_card, self._has_charts = None, False, False, False
         if self._recorder is not None:
             self._recorder.is_running = False
         if self.train_losses is not None:
