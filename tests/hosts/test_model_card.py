@@ -222,7 +222,7 @@ def test_resume_with_other_settings_is_told_in_history_and_card(workspace, tmp_p
     inside.train(workspace, tmp_path, max_steps=6, **SAVING)
     inside.train(workspace, tmp_path, resume=True, versatune=inside.fixed(update_interval=4), max_steps=10, **SAVING)
     records = runs.history(tmp_path)
-    assert [record["step"] for record in records if record["run"]] == [0, 7]
+    assert [record["step"] for record in records if record["run"]] == [0, 7], "decided after a step"
     section = section_in((tmp_path / "README.md").read_text())
     assert "**Strategy**: uniform" in section
     assert "an update every 4 optimizer step(s)" in section

@@ -101,11 +101,12 @@ class VersaTuneMixin(_Host):
     _recorder: VersaTuneCallback | None = None
     _has_card: bool = False  # the host has written one since the run began
     _has_charts: bool = False  # the trackers know since then which charts to draw
+    _made_loader: bool = False  # since the run began
     _compared_targets: bool = False  # of the held-out rows with those in a batch
     _probes: Probes | None = None
     _planned: tuple[ProbePlan, int] | None = None  # the probes that were built, and the seed that chose their rows
-    _given: tuple[Mapping, Mapping] | None = None  # the rows by domain that were taken: for training, and held out
-    _seen: tuple = ()  # train_dataset and eval_dataset, as they were when their rows were taken
+    _rows_taken: tuple[Mapping, Mapping] | None = None  # the rows by domain that were taken: for training, and held out
+    _versions_taken: tuple = ()  # train_dataset and eval_dataset, as they were when their rows were taken
     train_losses: TrainLosses | None = None
     """Under `signal: train`, what the training batches are measured by."""
     facts: Facts
@@ -164,18 +165,19 @@ class VersaTuneMixin(_Host):
         self._streams = train if are_streams(train) else None
         self._check_arguments()
         self._num_rows_by_domain = num_rows(train)
-        self._rows = self.train_dataset
+        self._mixed_rows = self.train_dataset
         if self._streams is not None:
             if problems := stream_checks.dispatch_problems(self.args):
                 raise ValueError("; ".join(problems))
             train = first_rows(self._streams)
             check_domains_fit(self._versatune, train, heldout)
-        elif len(self._rows) != (number := sum(self._num_rows_by_domain.values())):
+        elif len(self._mixed_rows) != (number := sum(self._num_rows_by_domain.values())):
             raise ValueError(
-                f"the host made {len(self._rows)} rows of the {number} training rows, so their domains are not known: "
-                "give it rows that it takes as they are (tokenised, not packed), or use VersaTuneSFTTrainer"
+                f"the host made {len(self._mixed_rows)} rows of the {number} training rows, so their domains are not "
+                "known: give it rows that it takes as they are (tokenised, not packed), or use VersaTuneSFTTrainer"
             )
-        self._train, self._heldout = train, {domain: heldout[domain] for domain in train if domain in heldout}
+        self._train_by_domain = train
+        self._heldout_by_domain = {domain: heldout[domain] for domain in train if domain in heldout}
         self._sizes, self._row_costs = self._num_rows_by_domain, None
         if self._versatune.unit != "examples":
             self._sizes, self._row_costs = data.sizes(train, self._versatune.unit)
@@ -184,10 +186,10 @@ class VersaTuneMixin(_Host):
         self._probes, self._planned = None, None
         self._settle()
         path = self._versatune.references_file
-        if self._given is not None and path is not None and not self.reference_run:
+        if self._rows_taken is not None and path is not None and not self.reference_run:
             remedy = "give the trainer the rows as they are to be trained on, so that references are measured on them"
             self.check_rows_of(path, references.References.read(path), remedy)
-        self._given, self._seen = given, (version_of(self.train_dataset), version_of(self.eval_dataset))
+        self._rows_taken, self._versions_taken = given, (version_of(self.train_dataset), version_of(self.eval_dataset))
 
     def _settle(self) -> None:
         """Work out what a run uses, by the rows and by the training arguments as they are now."""
@@ -218,8 +220,8 @@ class VersaTuneMixin(_Host):
         mean_costs = [self._sizes[domain] / number for domain, number in self._num_rows_by_domain.items()]
         return plan_probes(
             self._versatune,
-            self._train,
-            self._heldout,
+            self._train_by_domain,
+            self._heldout_by_domain,
             rows_drawn(settings.start, self.run_length.num_draws, mean_costs),
             num_steps=settings.num_steps,
             interval=settings.interval,
@@ -295,8 +297,8 @@ class VersaTuneMixin(_Host):
                 "trainer.model was replaced after the trainer was built, but the host would still train the former one "
                 "(trainer.model_wrapped): build a new trainer, or set both"
             )
-        assert self._given is not None
-        before, (train, heldout) = self._seen, self._given
+        assert self._rows_taken is not None
+        before, (train, heldout) = self._versions_taken, self._rows_taken
         now = version_of(self.train_dataset), version_of(self.eval_dataset)
         if now == before:
             self._settle()
@@ -369,15 +371,17 @@ class VersaTuneMixin(_Host):
                 step=lambda: self.state.global_step,
                 logger=self._logger if self.is_world_process_zero() else None,
             )
-            self._seen = version_of(self.train_dataset), self._seen[1]
+            self._versions_taken = version_of(self.train_dataset), self._versions_taken[1]
             self._bind(self.train_dataset)
-        return super().get_train_dataloader()
+        loader = super().get_train_dataloader()
+        self._made_loader = True
+        return loader
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         """The mixture, as the host's loader reads it."""
         if self.__dict__.get("_versatune") is None:
             raise RuntimeError("no mixture: give `versatune=` to the trainer, or call `use_mixture`")
-        if not self._has_its_loader and version_of(self.train_dataset) != self._seen[0]:
+        if not self._has_its_loader and version_of(self.train_dataset) != self._versions_taken[0]:
             raise ValueError(
                 "train_dataset was changed after the trainer was built: a get_train_dataloader of your own must call "
                 "the inherited one, which takes the new rows over"
@@ -392,8 +396,8 @@ class VersaTuneMixin(_Host):
 
     @property
     def _has_its_loader(self) -> bool:
-        """Whether a run goes on whose loader was made: the first that is asked for in it."""
-        return self.is_in_train and self.feed is not None
+        """Whether a run goes on whose loader was made: the first that is asked for in it, with whatever samplers."""
+        return self.is_running or (self.is_in_train and self._made_loader)
 
     def _new_feed(self) -> Feed:
         """The mixture, one block per optimizer step; for a host that packs rows, to be overridden."""
@@ -438,7 +442,7 @@ class VersaTuneMixin(_Host):
             visible_logger().warning("the reference run has no whole checkpoint: it starts from the beginning")
             self.resumed_from = None
         self._check_ranks_resume_alike()
-        self.feed, self._has_card, self._has_charts = None, False, False
+        self.feed, self._made_loader, self._has_card, self._has_charts = None, False, False, False
         if self._recorder is not None:
             self._recorder.is_running = False
         if self.train_losses is not None:
@@ -634,7 +638,7 @@ class VersaTuneMixin(_Host):
         if len(rows):
             domain_ids = self.mixture_sampler.domain_ids(rows)
             for unit, of_unit in zip(data.UNITS, sums, strict=True):
-                np.add.at(of_unit, domain_ids, data.costs(self._rows, unit, rows))
+                np.add.at(of_unit, domain_ids, data.costs(self._mixed_rows, unit, rows))
         return sums
 
     def check_agreement(self, proportions: np.ndarray) -> None:
@@ -689,10 +693,8 @@ class VersaTuneMixin(_Host):
     # Probes
 
     def _build_probes(self, plan: ProbePlan) -> Probes:
-        rows = {
-            domain: self._remove_unused_columns(chosen, description="probe")
-            for domain, chosen in probe_rows(self._versatune, self._heldout, plan.num_rows, self.args.seed).items()
-        }
+        chosen = probe_rows(self._versatune, self._heldout_by_domain, plan.num_rows, self.args.seed)
+        rows = {domain: self._remove_unused_columns(part, description="probe") for domain, part in chosen.items()}
         decode = decoder(getattr(self, "processing_class", None))
         if decode is None and self._settings.loss_unit == "byte":
             raise ValueError("losses per byte need the text of the rows: give the trainer a `processing_class`")
