@@ -457,6 +457,11 @@ MISTAKES = {
         {},
         "domain 'code' has no held-out rows",
     ),
+    "empty held-out rows that are not measured": (
+        {"eval_dataset": lambda: text(HELDOUT, 1000) | {"code": runs.text_rows("code", 1).select([])}},
+        {"signal": "train", "probe": None},
+        "domain 'code' has no held-out rows: leave it out of eval_dataset",
+    ),
     "domain without training rows": (
         {"train_dataset": lambda: text() | {"code": runs.text_rows("code", 1).select([])}},
         {},

@@ -253,6 +253,12 @@ def check_domains_fit(
             for domain in train
             if domain not in heldout or len(heldout[domain]) == 0
         ]
+    else:
+        problems += [
+            f"domain {domain!r} has no held-out rows{when}{out_of(given[1], domain)}: leave it out of eval_dataset"
+            for domain in heldout
+            if len(heldout[domain]) == 0
+        ]
     problems += [
         f"domain {domain!r} has held-out rows but no training rows" for domain in heldout if domain not in train
     ]
