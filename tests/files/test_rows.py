@@ -16,6 +16,11 @@ def tokens(rows, labels=None):
     return datasets.Dataset.from_dict({"input_ids": rows, "labels": rows if labels is None else labels})
 
 
+def joined(parts, wanted=()):
+    """The rows of domains '0', '1', ..."""
+    return data.join({str(number): part for number, part in enumerate(parts)}, wanted)
+
+
 # split_by_column
 
 
@@ -74,19 +79,19 @@ def test_split_by_class_labels_names_the_domains_by_their_labels():
 def test_join_puts_rows_one_after_another_with_their_common_columns():
     first = tokens(ROWS[:2]).add_column("text", ["a", "b"])
     second = tokens(ROWS[2:]).add_column("messages", ["c", "d"])
-    joined = data.join([first, second])
-    assert joined.column_names == ["input_ids", "labels"]
-    assert joined["input_ids"][:] == ROWS
+    both = joined([first, second])
+    assert both.column_names == ["input_ids", "labels"]
+    assert both["input_ids"][:] == ROWS
 
 
 def test_join_follows_indices_mappings():
-    joined = data.join([tokens(ROWS).select([3, 0]), tokens(ROWS).shuffle(seed=1).select([1])])
-    assert joined["input_ids"][:2] == [ROWS[3], ROWS[0]]
-    assert len(joined) == 3
+    both = joined([tokens(ROWS).select([3, 0]), tokens(ROWS).shuffle(seed=1).select([1])])
+    assert both["input_ids"][:2] == [ROWS[3], ROWS[0]]
+    assert len(both) == 3
 
 
 def test_join_of_one_domain_is_its_rows():
-    assert data.join([tokens(ROWS)])["input_ids"][:] == ROWS
+    assert joined([tokens(ROWS)])["input_ids"][:] == ROWS
 
 
 def typed(rows, **kinds):
@@ -97,22 +102,53 @@ def typed(rows, **kinds):
 
 def test_join_brings_tokens_of_different_integer_types_to_one():
     parts = [typed(ROWS[:2], input_ids="int32", labels="int64"), typed(ROWS[2:], input_ids="int64", labels="int32")]
-    joined = data.join(parts)
-    assert joined["input_ids"][:] == joined["labels"][:] == ROWS
-    assert data.fingerprint(joined) == data.fingerprint(tokens(ROWS))
+    both = joined(parts)
+    assert both["input_ids"][:] == both["labels"][:] == ROWS
+    assert data.fingerprint(both) == data.fingerprint(tokens(ROWS))
 
 
 def test_join_loses_no_labels():
-    with pytest.raises(ValueError, match="1 of 2 domains have a column 'labels', those of the others have none"):
-        data.join([tokens(ROWS[:2]).remove_columns("labels"), tokens(ROWS[2:])])
+    with pytest.raises(ValueError, match="column 'labels': '1' have it, '0' have not"):
+        joined([tokens(ROWS[:2]).remove_columns("labels"), tokens(ROWS[2:])])
 
 
-def test_join_leaves_out_columns_of_differing_types():
+def test_join_leaves_out_columns_of_differing_types_that_nobody_wants():
     first = tokens(ROWS[:2]).add_column("id", [1, 2]).add_column("text", ["a", "b"])
     second = tokens(ROWS[2:]).add_column("id", ["3", "4"]).add_column("text", ["c", "d"])
-    joined = data.join([first, second])
-    assert joined.column_names == ["input_ids", "labels", "text"]
-    assert joined["text"][:] == ["a", "b", "c", "d"]
+    both = joined([first, second])
+    assert both.column_names == ["input_ids", "labels", "text"]
+    assert both["text"][:] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "values"),
+    [
+        ([1, 2], [0.5, 4.0], [1.0, 2.0, 0.5, 4.0]),
+        ([[1], [2, 3]], [[0.5], []], [[1.0], [2.0, 3.0], [0.5], []]),
+        ([None, None], ["a", "b"], [None, None, "a", "b"]),
+    ],
+    ids=["numbers", "lists", "nothing"],
+)
+def test_join_keeps_a_wanted_column_in_a_type_that_holds_all_values(first, second, values):
+    parts = [tokens(ROWS[:2]).add_column("weight", first), tokens(ROWS[2:]).add_column("weight", second)]
+    assert joined(parts, ["weight"])["weight"][:] == joined(parts, None)["weight"][:] == values
+
+
+def test_join_names_every_wanted_column_that_would_be_lost_and_its_domains():
+    first = tokens(ROWS[:2]).add_column("id", [1, 2]).add_column("weight", [1.0, 2.0]).add_column("kind", [0, 1])
+    first = first.cast_column("kind", datasets.ClassLabel(names=["x", "y"]))
+    second = tokens(ROWS[2:]).add_column("id", ["3", "4"]).add_column("kind", [1, 0])
+    second = second.cast_column("kind", datasets.ClassLabel(names=["y", "x"]))
+    with pytest.raises(ValueError, match="would be lost") as refused:
+        joined([first, second], None)
+    for phrase in ("'id' is there in '0' as int64, '1' as string", "'weight': '0' have it, '1' have not", "'kind'"):
+        assert phrase in str(refused.value)
+
+
+def test_masked_tokens_are_labels_of_minus_100():
+    assert data.has_masked_tokens(tokens([[5, 6], [7]], [[5, 6], [-100]]))
+    assert not data.has_masked_tokens(tokens(ROWS))
+    assert not data.has_masked_tokens(tokens(ROWS).remove_columns("labels"))
 
 
 # Counting
@@ -125,7 +161,7 @@ def test_token_counts_are_the_lengths_of_the_rows():
 
 
 def test_token_counts_of_chosen_rows_follow_their_order_and_repeat():
-    dataset = data.join([tokens(ROWS), tokens([[1, 2]]).select([0])])
+    dataset = joined([tokens(ROWS), tokens([[1, 2]]).select([0])])
     assert data.token_counts(dataset, np.array([4, 3, 3, 0])).tolist() == [2, 4, 4, 3]
 
 
@@ -211,7 +247,7 @@ def test_fingerprint_is_that_of_the_content_whatever_holds_it(tmp_path):
         "indices mapping": tokens([*ROWS, [99], ROWS[0]]).select([0, 1, 2, 3]),
         "reversed mapping": tokens(ROWS[::-1]).select([3, 2, 1, 0]),
         "other columns": tokens(ROWS).add_column("text", ["a", "b", "c", "d"]),
-        "in two parts": data.join([tokens(ROWS[:1]), tokens(ROWS[1:])]),
+        "in two parts": joined([tokens(ROWS[:1]), tokens(ROWS[1:])]),
         "wide integers": tokens(ROWS).cast(wide),
         "narrow integers": tokens(ROWS).cast(narrow),
         "torch format": tokens(ROWS).with_format("torch"),
@@ -222,6 +258,6 @@ def test_fingerprint_is_that_of_the_content_whatever_holds_it(tmp_path):
 def test_fingerprint_does_not_depend_on_where_its_batches_end():
     rows = [[number, number % 7] for number in range(9000)]
     whole = data.fingerprint(tokens(rows))
-    parts = data.join([tokens(rows[:4095]), tokens(rows[4095:4098]), tokens(rows[4098:])])
+    parts = joined([tokens(rows[:4095]), tokens(rows[4095:4098]), tokens(rows[4098:])])
     assert data.fingerprint(parts) == whole
     assert data.fingerprint(tokens([*rows[:-1], [0, 0]])) != whole

@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("trl")
 
 from tests.hosts import inside, runs
-from tests.hosts.rows import HELDOUT, text, tokens_only
-from tests.tiny import DOMAINS, NUM_ROWS, make_rows
+from tests.hosts.rows import HELDOUT, chats, prompts, text, tokenizer, tokens_only
+from tests.tiny import DOMAINS, NUM_ROWS, WORDS, make_rows
 from versatune_plugin.files.history import history_path, read_history
 from versatune_plugin.hosts.model_card import section_of
 from versatune_plugin.sampler.draws import MixtureSampler
@@ -556,6 +556,11 @@ MISTAKES = {
         {},
         "domain 'code' has no held-out rows",
     ),
+    "empty held-out rows that are not measured": (
+        {"eval_dataset": lambda: text(HELDOUT, 1000) | {"code": runs.text_rows("code", 1).select([])}},
+        {"signal": "train", "probe": None},
+        "domain 'code' has no held-out rows: leave it out of eval_dataset",
+    ),
     "domain without training rows": (
         {"train_dataset": lambda: text() | {"code": runs.text_rows("code", 1).select([])}},
         {},
@@ -669,20 +674,256 @@ def test_each_mistake_in_the_block_names_its_full_key(workspace, tmp_path):
     assert str(refused.value).count("versatune.reference_losses") == 2
 
 
-def test_held_out_rows_without_a_target_token_are_refused(workspace, tmp_path):
-    heldout = text(HELDOUT, 1000)
-    tokens = tokens_only(workspace, {"code": heldout["code"]})["code"]
-    only_first = [row[:1] + [-100] * (len(row) - 1) for row in tokens["input_ids"]]  # the first predicts nothing
-    heldout["code"] = tokens.add_column("labels", only_first)
-    with pytest.raises(ValueError, match="held-out rows of 'code' have no target token to measure"):
-        inside.build(workspace, tmp_path, heldout=heldout)
+def masked_but_the_first(rows):
+    """Tokens with labels of which only the first is one, which nothing comes before: no row has a target."""
+    labels = [[row[0]] + [-100] * (len(row) - 1) for row in rows["input_ids"]]
+    return rows.add_column("labels", labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "phrase"),
+    [
+        ("heldout", "held-out rows of 'code' have no target token to measure"),
+        ("rows", "domain 'code': none of its 21 training rows has a target token"),
+    ],
+)
+def test_rows_without_a_target_token_are_refused_before_a_model_is_loaded(workspace, tmp_path, given, phrase):
+    options = {"heldout": text(HELDOUT, 1000), "rows": text()}
+    options[given]["code"] = masked_but_the_first(tokens_only(workspace, options[given])["code"])
+    with pytest.raises(ValueError, match=phrase):
+        inside.build(workspace, tmp_path, trainer=NO_MODEL, **options)
+
+
+def prompts_too_long(domain: str, num_rows: int, num_fitting: int, start: int = 0):
+    """Prompts with completions, of which all but some are cut off after the prompt."""
+    from datasets import Dataset
+
+    rows = prompts(domain, num_rows, start).to_list()
+    for number, row in enumerate(rows[num_fitting:]):
+        row["prompt"] = " ".join(WORDS[domain] * 10) + f" {number}"
+    return Dataset.from_list(rows)
 
 
 @pytest.mark.parametrize(("given", "where"), [("heldout", "held-out"), ("rows", "training")])
 def test_rows_that_trl_drops_altogether_are_missed(workspace, tmp_path, given, where):
     options = {"heldout": text(HELDOUT, 1000), "rows": text()}
-    tokens = tokens_only(workspace, {"code": options[given]["code"]})["code"]
-    masked = [[-100] * len(row) for row in tokens["input_ids"]]
-    options[given]["code"] = tokens.add_column("labels", masked)
-    with pytest.raises(ValueError, match=f"domain 'code' has no {where} rows"):
+    options[given]["code"] = prompts_too_long("code", 21, 0)
+    with pytest.raises(ValueError, match=rf"domain 'code' has no {where} rows left .* \(of 21 given"):
         inside.build(workspace, tmp_path, **options)
+
+
+def test_domain_that_loses_most_of_its_rows_is_named_with_both_numbers(workspace, tmp_path, caplog):
+    inside.build(workspace, tmp_path, rows=text() | {"code": prompts_too_long("code", 20, 1)})
+    lines = [message for message in warnings_of(caplog) if "'code'" in message and "left" in message]
+    assert len(lines) == 1
+    assert "TRL left 1 of 20 training rows" in lines[0]
+
+
+def test_rows_without_targets_beside_others_are_counted(workspace, tmp_path, caplog):
+    from datasets import concatenate_datasets
+
+    tokens = tokens_only(workspace, text())["code"]
+    labelled = tokens.add_column("labels", tokens["input_ids"][:])
+    some = concatenate_datasets([masked_but_the_first(tokens).select(range(19)), labelled.select([19, 20])])
+    inside.build(workspace, tmp_path, rows=text() | {"code": some})
+    assert [message for message in warnings_of(caplog) if "target" in message and "'code': 19 of 21" in message]
+
+
+def test_held_out_rows_with_other_masks_than_the_training_rows_are_said(workspace, tmp_path, caplog):
+    inside.build(workspace, tmp_path, rows=text() | {"code": prompts("code", 21)})
+    said = [message for message in warnings_of(caplog) if "masked" in message]
+    assert len(said) == 1
+    assert "'code': tokens of its training rows are masked" in said[0]
+
+
+def conversations(by_domain=NUM_ROWS, start: int = 0) -> dict:
+    return {domain: chats(domain, number, start) for domain, number in by_domain.items()}
+
+
+def with_images(domain: str, number: int):
+    from datasets import Dataset
+
+    return Dataset.from_list([{"image": "a.png", "text": f"{domain} {row}"} for row in range(number)])
+
+
+FORMATS = {
+    "assistant_only_loss": (conversations, "assistant_only_loss", {"assistant_only_loss": True}, {}, runs.text_rows),
+    "formatting_func": (text, "formatting_func", {}, {"formatting_func": lambda row: row["text"]}, prompts),
+    "images": (text, "images", {}, {}, with_images),
+    "pairs": (
+        text,
+        "without a column 'completion'",
+        {},
+        {},
+        lambda domain, number: prompts(domain, number).rename_column("completion", "chosen"),
+    ),
+    "other columns": (
+        text,
+        "could tokenise \\(it has: body",
+        {},
+        {},
+        lambda domain, number: runs.text_rows(domain, number).rename_column("text", "body"),
+    ),
+    "masks of unprepared rows": (
+        None,
+        "masks without 'labels'",
+        {"dataset_kwargs": {"skip_prepare_dataset": True}},
+        {},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("name", FORMATS)
+def test_domain_that_trl_would_refuse_alone_is_refused_wherever_it_stands(workspace, tmp_path, name, place):
+    given, phrase, options, arguments, other = FORMATS[name]
+    if given is None:
+        rows, heldout = tokens_only(workspace, text()), tokens_only(workspace, text(HELDOUT, 1000))
+        masks = [[1] * len(row) for row in rows["medicine"]["input_ids"]]
+        odd = rows["medicine"].add_column("completion_mask", masks)
+    else:
+        rows, heldout, odd = given(), given(HELDOUT, 1000), other("medicine", 35)
+    order = ["law", "code"]
+    order.insert(place, "medicine")
+    rows = {domain: (rows | {"medicine": odd})[domain] for domain in order}
+    with pytest.raises(ValueError, match=rf"train_dataset\['medicine'\] .*{phrase}") as refused:
+        inside.build(workspace, tmp_path, rows=rows, heldout=heldout, trainer=NO_MODEL | arguments, **options)
+    assert "'law'" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", ["rows", "heldout"])
+def test_rows_with_a_transform_are_refused(workspace, tmp_path, given):
+    options = {"rows": text(), "heldout": text(HELDOUT, 1000)}
+    words = tokenizer(workspace)
+    options[given]["code"] = options[given]["code"].with_transform(lambda rows: words(rows["text"]))
+    argument = {"rows": "train", "heldout": "eval"}[given]
+    with pytest.raises(ValueError, match=rf"{argument}_dataset\['code'\] .*with_transform.*rows.map"):
+        inside.build(workspace, tmp_path, trainer=NO_MODEL, dataset_kwargs={"skip_prepare_dataset": True}, **options)
+
+
+def weighted(by_domain: dict) -> dict:
+    """With a column of the user's: whole numbers in law, others elsewhere."""
+    return {
+        domain: rows.add_column("weight", [2 if domain == "law" else 0.5] * len(rows))
+        for domain, rows in by_domain.items()
+    }
+
+
+def own_collator(workspace):
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    collate, seen = DataCollatorForLanguageModeling(pad_token_id=tokenizer(workspace).pad_token_id), []
+
+    def collator(rows):
+        seen.extend(row["weight"] for row in rows)
+        return collate(rows)
+
+    return collator, seen
+
+
+def test_users_column_reaches_the_users_collator_from_every_domain(workspace, tmp_path):
+    collator, seen = own_collator(workspace)
+    inside.train(
+        workspace,
+        tmp_path,
+        rows=weighted(text()),
+        heldout=weighted(text(HELDOUT, 1000)),
+        remove_unused_columns=False,
+        trainer={"data_collator": collator},
+        max_steps=3,
+    )
+    assert set(seen) == {2, 0.5}
+
+
+@pytest.mark.parametrize("change", ["missing", "type"])
+def test_users_column_that_would_be_lost_is_refused(workspace, tmp_path, change):
+    rows = weighted(text())
+    rows["code"] = rows["code"].remove_columns("weight")
+    if change == "type":
+        rows["code"] = rows["code"].add_column("weight", ["much"] * 21)
+    phrase = {"missing": "'weight': 'law', 'medicine' have it, 'code' have not", "type": "'code' as string"}[change]
+    with pytest.raises(ValueError, match=phrase):
+        inside.build(
+            workspace,
+            tmp_path,
+            rows=rows,
+            remove_unused_columns=False,
+            trainer={"data_collator": own_collator(workspace)[0]},
+        )
+
+
+# What the mixin is put on
+
+
+def mixed(workspace, folder, rows, base=None, model=None, collator=None, **changes):
+    """A trainer of the mixin over a class of transformers, on rows of the user's."""
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    from versatune_plugin.hosts.trainer import make_trainer_class
+
+    settings = {"max_steps": 3, "use_cpu": True, "bf16": False, "report_to": "none"}
+    return make_trainer_class(base or Trainer)(
+        model=model or AutoModelForCausalLM.from_pretrained(workspace / "model"),
+        args=TrainingArguments(output_dir=str(folder), **settings),
+        data_collator=collator,
+        train_dataset=rows,
+        eval_dataset=rows,
+        versatune=inside.block(**changes),
+    )
+
+
+def test_raw_rows_under_the_mixin_are_refused(workspace, tmp_path):
+    with pytest.raises(ValueError, match="takes tokenised rows") as refused:
+        mixed(workspace, tmp_path, text())
+    for domain in DOMAINS:
+        assert f"train_dataset['{domain}'] has text" in str(refused.value)
+
+
+def test_rows_without_labels_need_a_collator_that_makes_them(workspace, tmp_path):
+    from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
+
+    words = tokenizer(workspace)
+    rows = tokens_only(workspace, text())
+    with pytest.raises(ValueError, match="'law', 'medicine', 'code' have no column 'labels'"):
+        mixed(workspace, tmp_path, rows, collator=DataCollatorWithPadding(words))
+    with pytest.raises(ValueError, match="mlm=False"):
+        mixed(workspace, tmp_path, rows, collator=DataCollatorForLanguageModeling(words, mlm_probability=0.1))
+    mixed(workspace, tmp_path, rows, collator=DataCollatorForLanguageModeling(words, mlm=False)).train()
+    assert runs.num_lines(history_path(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("kind", ["T5", "Bert"])
+@pytest.mark.parametrize("saved", [False, True], ids=["object", "name"])
+def test_model_that_is_not_causal_is_refused(workspace, tmp_path, kind, saved):
+    from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+
+    if kind == "T5":
+        model = T5ForConditionalGeneration(
+            T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+        )
+    else:
+        small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        model = BertForMaskedLM(BertConfig(vocab_size=32, **small))
+    if saved:
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(tmp_path / "model")  # no weights: it cannot be loaded
+        model = str(tmp_path / "model")
+    with pytest.raises(ValueError, match=type(model).__name__ if not saved else kind):
+        inside.build(workspace, tmp_path, trainer={"model": model})
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"), [("DPOTrainer", "DPOTrainer cannot"), ("SFTTrainer", "VersaTuneSFTTrainer")]
+)
+def test_trainer_of_trl_under_the_mixin_is_refused(workspace, tmp_path, name, phrase):
+    import trl
+
+    with pytest.raises(ValueError, match=phrase):
+        mixed(workspace, tmp_path, text(), base=getattr(trl, name))
+
+
+def test_one_row_per_domain_trains(workspace, tmp_path):
+    ones = dict.fromkeys(DOMAINS, 1)
+    inside.train(workspace, tmp_path, rows=text(ones), heldout=text(ones, 1000), max_steps=3)
+    assert runs.history(tmp_path)[-1]["num_rows_by_domain"] == ones

@@ -262,7 +262,7 @@ def test_a_domain_that_is_never_drawn_has_no_training_loss_and_steers_nothing():
 
 def test_a_drawn_domain_without_a_training_loss_yet_skips_the_update():
     update = of_training(START).update(np.array([2.0, 1.5, np.nan]), step=1)
-    assert update.skipped == "domain 'code' has not been drawn yet"
+    assert update.skipped == "domain 'code' has been trained on no target token yet"
 
 
 def test_a_domain_at_zero_without_a_probe_loss_still_skips_the_update():

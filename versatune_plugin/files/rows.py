@@ -1,12 +1,12 @@
 """Rows per domain: splitting by a column, joining in domain order, counting tokens, fingerprints."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, List, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
 
 from versatune_plugin.domains import name_problem
 
@@ -42,31 +42,69 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset]:
     return {domain: dataset.select(rows[domain]).remove_columns(column) for domain in sorted(rows)}
 
 
-def join(datasets: Sequence[Dataset]) -> Dataset:
-    """The rows of all datasets one after another.
+def join(by_domain: Mapping[str, Dataset], wanted: Collection[str] | None = ()) -> Dataset:
+    """The rows of all domains one after another.
 
-    Kept are the columns that all of them have in the same type; token columns of different integer types are
-    brought to one.
+    Kept are the columns that all of them have in the same type. Those that are wanted, and those of tokens, are kept
+    in a type that holds all of theirs (`int64` and `float64`: `float64`).
+
+    Args:
+        by_domain: Rows per domain.
+        wanted: Columns that reach the model or a collator of the user's; None: all of them.
 
     Raises:
-        ValueError: Some of them have a column that says what is trained on, and some have not.
+        ValueError: A wanted column is missing in some domains, or its types cannot be joined; all of them are named.
     """
-    kept = []
-    for name in dict.fromkeys(name for dataset in datasets for name in dataset.column_names):
-        having = [name in dataset.column_names for dataset in datasets]
-        if name in _SAYING_WHAT_IS_TRAINED_ON and not all(having):
-            raise ValueError(
-                f"the rows of {having.count(True)} of {len(having)} domains have a column {name!r}, those of the "
-                "others have none, so it would be lost: give it to all of them, or to none"
-            )
-        if all(having):
-            types = {str(dataset.features[name]) for dataset in datasets}
-            of_tokens = name in (TOKENS, *_SAYING_WHAT_IS_TRAINED_ON)
-            if len(types) > 1 and of_tokens:
-                datasets = [dataset.cast_column(name, List(Value("int64"))) for dataset in datasets]
-            if len(types) == 1 or of_tokens:
-                kept.append(name)
-    return concatenate_datasets([dataset.select_columns(kept) for dataset in datasets])
+    kept, casts, problems = [], {}, []
+    for name in dict.fromkeys(name for rows in by_domain.values() for name in rows.column_names):
+        kinds = {domain: rows.features[name] for domain, rows in by_domain.items() if name in rows.column_names}
+        is_wanted = wanted is None or name in (*wanted, TOKENS, *_SAYING_WHAT_IS_TRAINED_ON)
+        if len(kinds) < len(by_domain):
+            lacking = ", ".join(repr(domain) for domain in by_domain if domain not in kinds)
+            having = ", ".join(map(repr, kinds))
+            problems += [
+                f"column {name!r}: {having} have it, {lacking} have not: give it to all, or to none"
+            ] * is_wanted
+        elif len(set(map(str, kinds.values()))) == 1:
+            kept.append(name)
+        elif is_wanted and (kind := _joined_type(name, list(kinds.values()))):
+            kept.append(name)
+            casts[name] = kind
+        elif is_wanted:
+            types = ", ".join(f"{domain!r} as {_in_words(kind)}" for domain, kind in kinds.items())
+            problems.append(f"column {name!r} is there in {types}: give it one type")
+    if problems:
+        raise ValueError(
+            "the columns of the domains cannot be joined, so they would be lost:\n  " + "\n  ".join(problems)
+        )
+    parts = [rows.select_columns(kept) for rows in by_domain.values()]
+    return concatenate_datasets([_cast(rows, casts) for rows in parts])
+
+
+def _joined_type(name: str, kinds: Sequence):
+    """A type that holds the values of all; None where there is none, or where numbers stand for names."""
+    if name in (TOKENS, *_SAYING_WHAT_IS_TRAINED_ON):
+        return List(Value("int64"))
+    schemas = [Features({name: kind}).arrow_schema.remove_metadata() for kind in kinds]
+    if any(Features.from_arrow_schema(schema)[name] != kind for schema, kind in zip(schemas, kinds, strict=True)):
+        return None
+    try:
+        return Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))[name]
+    except pa.ArrowException:
+        return None
+
+
+def _cast(rows: Dataset, kinds: Mapping) -> Dataset:
+    for name, kind in kinds.items():
+        rows = rows.cast_column(name, kind)
+    return rows
+
+
+def _in_words(kind) -> str:
+    """A type of the datasets library, such as `int64` or `List(int64)`."""
+    if isinstance(kind, List):
+        return f"List({_in_words(kind.feature)})"
+    return kind.dtype if isinstance(kind, Value) else type(kind).__name__
 
 
 def token_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray:
@@ -129,6 +167,15 @@ def _of_slices(dataset: Dataset, columns: list[str], rows: np.ndarray | None, co
 def num_targets(dataset: Dataset) -> int:
     """Target tokens of all rows."""
     return int(target_counts(dataset).sum())
+
+
+def has_masked_tokens(dataset: Dataset) -> bool:
+    """Whether a label of any row is -100: a prompt that is not trained on."""
+    if LABELS not in dataset.column_names:
+        return False
+    return bool(
+        _of_slices(dataset, [LABELS], None, lambda table: [np.count_nonzero(_flat(table[LABELS]) == -100)]).any()
+    )
 
 
 def _lengths(lists: pa.ChunkedArray) -> np.ndarray:

@@ -13,10 +13,11 @@ from versatune_plugin.config.settings import Settings, provisional, resolve
 from versatune_plugin.domains import check_domain_names
 from versatune_plugin.files import rows as data
 from versatune_plugin.files.fingerprints import model_fingerprint
-from versatune_plugin.hosts import stream_checks
+from versatune_plugin.hosts import row_checks, stream_checks
 from versatune_plugin.hosts.length import RunLength
 
 DOMAIN_COLUMN = "domain"
+_OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 _WITHOUT_PADDING = ("packing", "padding_free", "sample_packing", "batch_flattening")
 
 
@@ -31,6 +32,11 @@ def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset] |
         if name == "eval_dataset" and not config.measures_probes:
             return {}
         raise ValueError(f"{name} is missing: give a dict of datasets per domain, or a Dataset with a domain column")
+    given = {name: rows} if isinstance(rows, Dataset) else {}
+    if isinstance(rows, Mapping):
+        given = {f"{name}[{domain!r}]": part for domain, part in rows.items()}
+    if problems := row_checks.transform_problems(given):
+        raise ValueError("versatune cannot mix such rows:\n  " + "\n  ".join(problems))
     if isinstance(rows, Dataset):
         column = config.domain_column or DOMAIN_COLUMN
         try:
@@ -116,11 +122,14 @@ def check_before_the_model(
         The config, the training rows and the held-out rows per domain.
     """
     config = VersaTuneConfig.model_validate(versatune)
+    if problems := model_problems(*_model_and_collator(*args, **kwargs)):
+        raise ValueError("versatune mixes rows for causal language models: " + "; ".join(problems))
     train = as_domains(train_dataset, "train_dataset", config)
     heldout = as_domains(eval_dataset, "eval_dataset", config)
     check_domains_fit(config, train, heldout)
     if streamed := are_streams(train):
         check_streams(config, train)
+    check_rows(config, train, heldout)
     training_args = kwargs.get("args") or (args[1] if len(args) > 1 else None)
     if training_args is not None:
         check_arguments(training_args, config, streamed, tuple(heldout))
@@ -130,6 +139,59 @@ def check_before_the_model(
         length = RunLength.of_arguments(training_args, None if streamed else rows_per_epoch(config, sizes))
         settings_of(config, provisional(config, tuple(train)), sizes, length, reference_run)
     return config, train, heldout
+
+
+def check_host(trainer_class: type) -> None:
+    """Refuse trainers of TRL under the mixin: they prepare their rows on their own, or train on pairs of answers.
+
+    Raises:
+        ValueError: With the trainer to take instead.
+    """
+    of_trl = [base.__name__ for base in trainer_class.__mro__ if base.__module__.startswith("trl.")]
+    if "SFTTrainer" in of_trl:
+        raise ValueError(f"{trainer_class.__name__}: for TRL's SFTTrainer take VersaTuneSFTTrainer, not the mixin")
+    if of_trl:
+        raise ValueError(
+            f"{trainer_class.__name__}: {of_trl[0]} cannot be mixed: what versatune mixes are the rows of supervised "
+            "fine-tuning, by VersaTuneSFTTrainer, or by the mixin with a transformers.Trainer on tokenised rows"
+        )
+
+
+def _model_and_collator(model=None, args=None, data_collator=None, *_, **__) -> tuple:
+    """Of a trainer's arguments."""
+    return model, data_collator
+
+
+def model_problems(model, collator=None) -> list[str]:
+    """Why a model cannot be trained by a mixture, by its config alone, as far as that is known, and by the collator."""
+    if getattr(collator, "mlm", False):
+        return [f"{type(collator).__name__} masks tokens of the input (mlm): give it mlm=False"]
+    config = getattr(model, "config", None)
+    if isinstance(model, str):
+        from transformers import PretrainedConfig
+
+        try:
+            config, _ = PretrainedConfig.get_config_dict(model)
+        except (OSError, ValueError):  # the host says what is wrong with the name
+            return []
+    facts = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = (facts.get("architectures") or []) if isinstance(model, str) else [type(whole).__name__]
+    if facts.get("is_encoder_decoder"):
+        return [f"a sequence-to-sequence model ({', '.join(names)}) is not supported"]
+    others = [name for name in names if name.endswith(_OTHER_TASKS)]
+    return [f"{name} predicts no next token: load the model with AutoModelForCausalLM" for name in others]
+
+
+def check_rows(config: VersaTuneConfig, train: Mapping, heldout: Mapping) -> None:
+    """Report at once tokenised rows that have nothing to train on or to measure.
+
+    Raises:
+        ValueError: With one line per mistake.
+    """
+    problems = row_checks.target_problems(train, heldout if config.measures_probes else None)
+    if problems:
+        raise ValueError("versatune cannot mix these rows:\n  " + "\n  ".join(problems))
 
 
 def num_rows(train: Mapping) -> dict[str, int]:
@@ -178,7 +240,13 @@ def describe_model(model, revision: str | None = None) -> dict:
     return {"name": name, "fingerprint": model_fingerprint(name, revision) if name else None}
 
 
-def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping, when: str = "") -> None:
+def check_domains_fit(
+    config: VersaTuneConfig,
+    train: Mapping,
+    heldout: Mapping,
+    when: str = "",
+    given: tuple[Mapping, Mapping] = ({}, {}),
+) -> None:
     """Report at once every domain without rows and every name in the block that is no domain.
 
     Args:
@@ -186,18 +254,31 @@ def check_domains_fit(config: VersaTuneConfig, train: Mapping, heldout: Mapping,
         train: Training rows per domain.
         heldout: Held-out rows per domain.
         when: Ends the sentence about rows, such as " left after preparation".
+        given: Both as they were before the host prepared them, where that was done.
 
     Raises:
         ValueError: With one line per mistake.
     """
     problems = domain_problems(config.model_dump(), tuple(train))
+
+    def out_of(rows: Mapping, domain: str) -> str:
+        return (
+            f" (of {len(rows[domain]):,} given: too long, or nothing of them is trained on)" if domain in rows else ""
+        )
+
     empty = [domain for domain, number in num_rows(train).items() if number == 0]
-    problems += [f"domain {domain!r} has no training rows{when}" for domain in empty]
+    problems += [f"domain {domain!r} has no training rows{when}{out_of(given[0], domain)}" for domain in empty]
     if config.measures_probes:
         problems += [
-            f"domain {domain!r} has no held-out rows{when}: its loss cannot be measured"
+            f"domain {domain!r} has no held-out rows{when}{out_of(given[1], domain)}: its loss cannot be measured"
             for domain in train
             if domain not in heldout or len(heldout[domain]) == 0
+        ]
+    else:
+        problems += [
+            f"domain {domain!r} has no held-out rows{when}{out_of(given[1], domain)}: leave it out of eval_dataset"
+            for domain in heldout
+            if len(heldout[domain]) == 0
         ]
     problems += [
         f"domain {domain!r} has held-out rows but no training rows" for domain in heldout if domain not in train

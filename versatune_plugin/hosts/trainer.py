@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,7 +24,7 @@ from versatune_plugin.config.measured import Measured, ReferenceRun
 from versatune_plugin.config.sections import SELF
 from versatune_plugin.config.settings import Settings
 from versatune_plugin.files import rows as data
-from versatune_plugin.hosts import model_card, stream_checks
+from versatune_plugin.hosts import model_card, row_checks, stream_checks
 from versatune_plugin.hosts.callback import VersaTuneCallback
 from versatune_plugin.hosts.changed_rows import taken_over, version_of
 from versatune_plugin.hosts.checkpoints import say_what_starts_anew, step_of, step_of_best, whole_checkpoint
@@ -33,6 +33,7 @@ from versatune_plugin.hosts.checks import (
     check_arguments,
     check_before_the_model,
     check_domains_fit,
+    check_host,
     describe_model,
     num_rows,
     rows_by_position,
@@ -117,9 +118,11 @@ class VersaTuneMixin(_Host):
         if versatune is None:  # the Axolotl plugin brings the mixture after construction
             super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
             return
+        check_host(type(self))
         config, train, heldout = check_before_the_model(
             versatune, train_dataset, eval_dataset, args, kwargs, self.reference_run
         )
+        row_checks.check_tokenised(train, heldout)
         model = args[0] if args else kwargs.get("model")
         name = describe_model(model)["name"]
         texts = stream_checks.fitted_on_rows if are_streams(train) else None
@@ -129,6 +132,12 @@ class VersaTuneMixin(_Host):
             of_file, document = references.of_file(path, config, tuple(train), model, describe_model, _REMEDY)
             measured |= of_file
         super().__init__(*args, train_dataset=stand_in(train), eval_dataset=heldout, **kwargs)
+        if not are_streams(train) and len(self.train_dataset) != (number := sum(num_rows(train).values())):
+            raise ValueError(
+                f"the host made {len(self.train_dataset)} rows of the {number} training rows, so their domains are not "
+                "known: give it rows that it takes as they are (tokenised, not packed), or use VersaTuneSFTTrainer"
+            )
+        self.train_dataset = self.joined(train)
         self.use_mixture(config, train, heldout, measured)
         if document is not None:
             self.check_rows_of(path, document, _REMEDY)
@@ -171,11 +180,9 @@ class VersaTuneMixin(_Host):
                 raise ValueError("; ".join(problems))
             train = first_rows(self._streams)
             check_domains_fit(self._versatune, train, heldout)
-        elif len(self._mixed_rows) != (number := sum(self._num_rows_by_domain.values())):
-            raise ValueError(
-                f"the host made {len(self._mixed_rows)} rows of the {number} training rows, so their domains are not "
-                "known: give it rows that it takes as they are (tokenised, not packed), or use VersaTuneSFTTrainer"
-            )
+        to_tell = self._logger if self.is_world_process_zero() else None
+        row_checks.check_targets(train, heldout, to_tell, streamed=self._streams is not None)
+        self._check_labels(train)
         self._train_by_domain = train
         self._heldout_by_domain = {domain: heldout[domain] for domain in train if domain in heldout}
         self._sizes, self._row_costs = self._num_rows_by_domain, None
@@ -208,6 +215,40 @@ class VersaTuneMixin(_Host):
             probe_share=self._planned[0].share if self._planned else None,
             versions=versions_of(type(self)),
         )
+
+    def _check_labels(self, train: Mapping[str, Dataset]) -> None:
+        """Make sure that rows without labels get some from the collator.
+
+        Raises:
+            ValueError: They get none, so the model would give no loss; the domains are named.
+        """
+        unlabelled = {domain: rows for domain, rows in train.items() if data.LABELS not in rows.column_names}
+        first = {
+            domain: self._remove_unused_columns(rows.select([0]), "first row")[0] for domain, rows in unlabelled.items()
+        }
+        without = [repr(domain) for domain, row in first.items() if data.LABELS not in self._collate_probe([row])]
+        if without:
+            raise ValueError(
+                f"the rows of {', '.join(without)} have no column {data.LABELS!r}, and "
+                f"{type(self.data_collator).__name__} makes none: give the rows labels (-100 where a token is no "
+                "target), or take DataCollatorForLanguageModeling with mlm=False, which trains on every token"
+            )
+
+    def joined(self, train: Mapping[str, Dataset] | Mapping[str, IterableDataset]) -> Dataset | IterableDataset:
+        """The `stand_in` of training rows, with all columns that reach the model or the collator.
+
+        Raises:
+            ValueError: Such a column would be lost, since some domains lack it or have it in another type.
+        """
+        return stand_in(train, self._columns_read)
+
+    @property
+    def _columns_read(self) -> list[str] | None:
+        """Columns of the rows that the host hands to its collator; None: all of them."""
+        if not self.args.remove_unused_columns:
+            return None
+        self._set_signature_columns_if_needed()
+        return self._signature_columns
 
     def settings_of_run(self, num_steps: int) -> Settings:
         """What a run of so many optimizer steps uses."""
@@ -309,7 +350,7 @@ class VersaTuneMixin(_Host):
             heldout = self._changed_heldout(train, heldout)
         check_domains_fit(self._versatune, train, heldout)
         if now[0] != before[0]:
-            self.train_dataset = stand_in(train)
+            self.train_dataset = self.joined(train)
         if self.is_world_process_zero():
             changed = [name for name, a, b in zip(("train", "eval"), before, now, strict=True) if a != b]
             shares = ", ".join(f"{domain} {number}" for domain, number in num_rows(train).items())
@@ -719,9 +760,11 @@ class VersaTuneMixin(_Host):
         return self.data_collator(rows)
 
 
-def stand_in(train: Mapping[str, Dataset] | Mapping[str, IterableDataset]) -> Dataset | IterableDataset:
-    """What a host is given for the training rows of all domains: all of them; of streams, the first."""
-    return next(iter(train.values())) if are_streams(train) else data.join(list(train.values()))
+def stand_in(
+    train: Mapping[str, Dataset] | Mapping[str, IterableDataset], wanted: Collection[str] | None = ()
+) -> Dataset | IterableDataset:
+    """What a host is given for the training rows of all domains: all of them, joined; of streams, the first."""
+    return next(iter(train.values())) if are_streams(train) else data.join(train, wanted)
 
 
 def make_trainer_class(base: type[Trainer], mixin: type[VersaTuneMixin] = VersaTuneMixin) -> type[Trainer]:

@@ -250,7 +250,8 @@ class Mixture:
 
     def _reason_to_skip(self, losses: np.ndarray, known: np.ndarray) -> str | None:
         sick = [
-            f"{domain!r} has " + ("not been drawn yet" if self._of_training and np.isnan(loss) else f"loss {loss}")
+            f"{domain!r} has "
+            + ("been trained on no target token yet" if self._of_training and np.isnan(loss) else f"loss {loss}")
             for domain, loss, is_known in zip(self.domains, losses, known, strict=True)
             if is_known and not (np.isfinite(loss) and loss > 0)
         ]

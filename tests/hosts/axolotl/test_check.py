@@ -325,6 +325,46 @@ def test_rows_that_cannot_be_loaded_are_said_with_their_domain_and_file(write, r
     assert "is empty" in line if not rows else "KeyError: 'instruction'" in line
 
 
+def tokenised(number: int, num_masked: int, **more) -> str:
+    """Lines of tokenised rows; of those that are masked only the first token has a label, which is no target."""
+    rows = [{"input_ids": [5, 6, 7 + row], "attention_mask": [1] * 3} for row in range(number)]
+    labels = [[5, -100, -100] if row < num_masked else [5, 6, 7 + row] for row in range(number)]
+    return "".join(json.dumps(row | {"labels": label} | more) + "\n" for row, label in zip(rows, labels, strict=True))
+
+
+def with_law(path: Path, lines: str) -> Path:
+    """The YAML with other training rows of law, which are tokenised."""
+    Path("law.jsonl").write_text(lines)
+    config = yaml.safe_load(path.read_text())
+    config["datasets"][0] = {"path": "law.jsonl", "ds_type": "json", "domain": "law"}
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_training_rows_without_a_target_are_a_mistake(write):
+    (_, line) = mistakes(with_law(write(), tokenised(30, 30)))
+    assert "domain 'law'" in line
+    assert "none of its 30 training rows has a target token" in line
+
+
+def test_training_rows_of_which_some_have_no_target_are_counted(write):
+    targets = facts(plan(with_law(write(), tokenised(30, 19))))["targets"]
+    assert "domain 'law': 19 of 30 training rows have no target token" in targets
+
+
+def test_a_detection_without_texts_is_a_mistake_before_it_is_made(write):
+    path = with_law(write({"initial_proportions": "detected", "reference_losses": "self"}), tokenised(30, 0))
+    (_, line) = mistakes(path)
+    assert "domain 'law' has 0" in line
+    assert "at least 20 different" in line
+
+
+def test_a_column_that_would_be_lost_is_a_mistake(write):
+    path = with_law(write(remove_unused_columns=False), tokenised(30, 0, weight=1.5))
+    (_, line) = mistakes(path)
+    assert "column 'weight': 'law' have it, 'medicine', 'code' have not" in line
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

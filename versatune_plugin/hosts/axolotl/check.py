@@ -27,9 +27,11 @@ from versatune_plugin.config.settings import provisional
 from versatune_plugin.domains import nearest
 from versatune_plugin.hosts.axolotl import config as axolotl_config
 from versatune_plugin.hosts.axolotl import measurements
+from versatune_plugin.hosts.axolotl.detection import texts_of
 from versatune_plugin.hosts.length import RunLength, steps_of_references
 from versatune_plugin.hosts.plan import Plan, detection_work, format_plan
 from versatune_plugin.measuring import references
+from versatune_plugin.measuring.detection.texts import check_texts
 from versatune_plugin.measuring.probe_plan import ProbePlan
 from versatune_plugin.mixture.steering import LookAhead
 
@@ -304,8 +306,10 @@ def _has_gpu() -> bool:
 def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     """The plan of a validated config; None where mistakes were found."""
     from versatune_plugin.hosts.axolotl.data import load_domains
-    from versatune_plugin.hosts.axolotl.plugin import block_of, host_problems
-    from versatune_plugin.hosts.checks import are_streams, check_domains_fit, num_rows
+    from versatune_plugin.hosts.axolotl.plugin import block_of, columns_read, host_problems
+    from versatune_plugin.hosts.checks import are_streams, check_domains_fit, check_rows, num_rows
+    from versatune_plugin.hosts.row_checks import target_remarks
+    from versatune_plugin.hosts.trainer import stand_in
 
     config = block_of(cfg)
     missing = measurements.missing_files(config)
@@ -316,12 +320,17 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
         return None
     train, heldout = rows
     _try(problems, lambda: check_domains_fit(config, train, heldout))
+    _try(problems, lambda: check_rows(config, train, heldout))
+    _try(problems, lambda: stand_in(train, columns_read(cfg)))
+    _try(problems, lambda: _check_texts(config, cfg, raw, missing))
     measured = _measured(config, cfg, raw, missing, rows, problems)
     counts = None if problems else _counts(config, measured, cfg, train, problems)
     if problems:
         return None
     probe, remarks = _try(problems, lambda: _probe(config, measured, cfg, rows, counts), (None, {}))
     remarks |= _measurement_remarks(path, config, cfg, missing, train) | _setting_remarks(raw, cfg, config, missing)
+    of = "of the first " if are_streams(train) else "of "
+    remarks |= {"targets": [f"warning: {line}" for line in target_remarks(_first_rows(train), heldout, of)]}
     look_ahead = LookAhead.of_loader(
         cfg.dataloader_num_workers or 0, cfg.dataloader_prefetch_factor, cfg.gradient_accumulation_steps
     )
@@ -371,6 +380,17 @@ def _measured(
         return measured
     number = _try(problems, lambda: num_probe_rows(DictDefault({**cfg, "world_size": 1}), config, train, heldout))
     return replace(measured, probe_rows=number)
+
+
+def _check_texts(config: VersaTuneConfig, cfg, raw: Mapping, missing: Mapping) -> None:
+    """What a detection that is still to be made will ask of the rows.
+
+    Raises:
+        ValueError: A classifier would have too few texts.
+    """
+    settings = config.detection or DetectionConfig()
+    if "detect" in missing and not settings.judge.model and not cfg.streaming:
+        check_texts(texts_of(raw, config, Handover.of_config(cfg)))
 
 
 def _counts(config: VersaTuneConfig, measured: Measured, cfg, train: Mapping, problems: list[str]) -> dict | None:

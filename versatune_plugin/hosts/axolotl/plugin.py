@@ -54,7 +54,7 @@ class VersaTunePlugin(BasePlugin):
             return None
         from versatune_plugin.hosts.axolotl import measurements
         from versatune_plugin.hosts.axolotl.data import load_domains
-        from versatune_plugin.hosts.checks import check_domains_fit, num_rows, settings_of
+        from versatune_plugin.hosts.checks import check_domains_fit, check_rows, num_rows, settings_of
         from versatune_plugin.hosts.trainer import stand_in
 
         config, reference_run = block_of(cfg), Handover.of_config(cfg).reference_run
@@ -64,6 +64,9 @@ class VersaTunePlugin(BasePlugin):
             measurements.make_what_is_missing(config, self._yaml)
         train, heldout = load_domains(cfg, config)
         check_domains_fit(config, train, heldout)
+        check_rows(config, train, heldout)
+        wanted = columns_read(cfg)
+        joined = stand_in(train, wanted)
         measured = provisional(config, tuple(train))  # preprocessing may come before anything is measured
         if not preprocess:
             measured = measurements.measured_for(config, cfg, self._yaml, train, heldout)
@@ -79,8 +82,8 @@ class VersaTunePlugin(BasePlugin):
         self._config, self._measured, self._train, self._heldout = config, measured, train, heldout
         self._reference_run = reference_run
         return TrainDatasetMeta(
-            train_dataset=stand_in(train),
-            eval_dataset=data.join(list(heldout.values())) if heldout else None,
+            train_dataset=joined,
+            eval_dataset=data.join(heldout, wanted) if heldout else None,
             total_num_steps=min(length.steps_by_epochs, length.num_steps),
         )
 
@@ -168,6 +171,11 @@ def host_problems(cfg, config: VersaTuneConfig) -> list[str]:
             "signal: probe"
         )
     return problems + train_signal_problems(cfg)
+
+
+def columns_read(cfg) -> tuple[str, ...] | None:
+    """Columns of prepared rows that may reach the model or a collator; None: all of them."""
+    return None if cfg.remove_unused_columns is False else ("attention_mask", "position_ids", "token_type_ids")
 
 
 def block_of(cfg) -> VersaTuneConfig:

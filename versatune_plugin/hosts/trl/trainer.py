@@ -1,7 +1,10 @@
 """VersaTuneSFTTrainer: TRL's SFTTrainer with a mixture."""
 
+from collections.abc import Mapping
+
 from datasets import Dataset
 from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.measured import Measured
@@ -10,10 +13,13 @@ from versatune_plugin.hosts.checks import (
     check_before_the_model,
     check_domains_fit,
     describe_model,
+    num_rows,
     rows_by_position,
 )
-from versatune_plugin.hosts.trainer import VersaTuneMixin, stand_in, visible_logger
+from versatune_plugin.hosts.row_checks import drop_remarks
+from versatune_plugin.hosts.trainer import VersaTuneMixin, visible_logger
 from versatune_plugin.hosts.trl.detection import detected_start
+from versatune_plugin.hosts.trl.formats import check_formats
 from versatune_plugin.hosts.trl.processes import on_main
 from versatune_plugin.hosts.trl.references import SFTReferences, settings_of
 from versatune_plugin.measuring import references
@@ -43,6 +49,7 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         config, train, heldout = check_before_the_model(
             versatune, train_dataset, eval_dataset, args, kwargs, self.reference_run
         )
+        check_formats(train, heldout, **_format_arguments(*args, **kwargs))
         if are_streams(train):  # a stream of no format loses its place where it is mapped (see `streams`)
             train = {domain: rows.with_format(None) for domain, rows in train.items()}
         measured = detected_start(config, train, args, kwargs)
@@ -53,12 +60,28 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
             *args, train_dataset=next(iter(train.values())), eval_dataset=heldout or None, versatune=None, **kwargs
         )
         prepared = self._prepared_train or train  # TRL skips preparation where the user says so
-        heldout = self.eval_dataset or {}
+        given, heldout = (train, heldout), self.eval_dataset or {}
         del self._raw_train, self._prepared_train
-        check_domains_fit(config, prepared, heldout, when=" left after TRL prepared them")
-        self.train_dataset = stand_in(prepared)
+        check_domains_fit(config, prepared, heldout, " left after TRL prepared them", given)
+        self._say_what_was_dropped(given, (prepared, heldout))
+        self.train_dataset = self.joined(prepared)
         self.use_mixture(config, prepared, heldout, measured | references_measured)
         check_or_write()
+
+    def _say_what_was_dropped(self, given: tuple[Mapping, Mapping], left: tuple[Mapping, Mapping]) -> None:
+        """Name the domains that lost most of their rows; of streams and of packed rows that is not known."""
+        if not self.is_world_process_zero():
+            return
+        for before, after, kind in zip(given, left, ("training", "held-out"), strict=True):
+            if are_streams(before) or (kind == "training" and self.args.packing):
+                continue
+            for line in drop_remarks(num_rows(before), num_rows(after), "TRL", kind):
+                visible_logger().warning("%s", line)
+
+    @property
+    def _columns_read(self) -> list[str] | None:
+        """As inherited; TRL's own collator reads the tokens alone."""
+        return [] if type(self.data_collator) is DataCollatorForLanguageModeling else super()._columns_read
 
     def _reference_losses(self, config: VersaTuneConfig, train: dict, heldout: dict, args: tuple, kwargs: dict):
         """The reference losses of a block, read or measured, and what to do when the rows are prepared."""
@@ -93,3 +116,8 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         if args.completion_only_loss is None:
             self.completion_only_loss = {"prompt", "completion"} <= set(rows.column_names or next(iter(rows)))
         return super()._prepare_dataset(rows, processing_class, args, packing, *rest)
+
+
+def _format_arguments(model=None, args=None, data_collator=None, *_, formatting_func=None, **__) -> dict:
+    """Those of a trainer's arguments that say how rows are prepared."""
+    return {"args": args, "data_collator": data_collator, "formatting_func": formatting_func}

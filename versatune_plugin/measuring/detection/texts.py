@@ -1,6 +1,6 @@
 """The texts of each domain's rows as the user wrote them: what a classifier learns the domains from."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +12,10 @@ TEXT_COLUMNS = (
     *("instruction", "input", "output", "prompt", "completion", "question", "context", "answer", "response"),
     *("text", "content", "messages", "conversations"),
 )
+MIN_ROWS = 20
+"""Different texts that a domain must have for a classifier; with fewer, neither fit nor calibration mean anything."""
+MAX_CHARACTERS = 1000
+"""Read of each text by a classifier, from its start: as much as 256 tokens have."""
 _MESSAGE_TEXT = ("content", "value", "text")
 
 
@@ -37,3 +41,24 @@ def _strings(value) -> Iterator[str]:
     elif isinstance(value, list):
         for part in value:
             yield from _strings(part)
+
+
+def different_texts(texts: Sequence[str]) -> list[str]:
+    """The texts as a classifier reads them, each once, without empty ones."""
+    return list(dict.fromkeys(text[:MAX_CHARACTERS] for text in texts if text.strip()))
+
+
+def check_texts(texts_by_domain: Mapping[str, Sequence[str]]) -> None:
+    """Report at once all domains with too few texts for a classifier.
+
+    Raises:
+        ValueError: With the number of each.
+    """
+    numbers = {domain: len(different_texts(texts)) for domain, texts in texts_by_domain.items()}
+    problems = [f"domain {domain!r} has {number}" for domain, number in numbers.items() if number < MIN_ROWS]
+    if problems:
+        raise ValueError(
+            f"the classifier needs at least {MIN_ROWS} different, non-empty texts of each domain: "
+            f"{', '.join(problems)} (rows that are tokenised already have no text); add rows, or name another judge "
+            "(detection.judge)"
+        )

@@ -5,7 +5,8 @@ import pytest
 
 from tests.measuring.detection.judges.rows import rows_of
 from tests.tiny import WORDS
-from versatune_plugin.measuring.detection.judges.classifier import MAX_ROWS, MIN_ROWS, ClassifierJudge
+from versatune_plugin.measuring.detection.judges.classifier import MAX_ROWS, ClassifierJudge
+from versatune_plugin.measuring.detection.texts import MIN_ROWS
 
 DOMAINS = tuple(WORDS)
 NUM_TEXTS = {"law": 60, "medicine": 30, "code": 150}

@@ -20,13 +20,10 @@ from sklearn.pipeline import make_union
 from versatune_plugin.domains import check_domain_names
 from versatune_plugin.files.fingerprints import texts_fingerprint
 from versatune_plugin.measuring.detection.statistics import CLEAR
+from versatune_plugin.measuring.detection.texts import MAX_CHARACTERS, check_texts, different_texts
 
-MIN_ROWS = 20
-"""Different texts that a domain must have; with fewer, neither fit nor calibration mean anything."""
 MAX_ROWS = 1500
 """Rows used per domain, chosen by the seed; more rows cost time and change little."""
-MAX_CHARACTERS = 1000
-"""Read of each text, from its start: as much as 256 tokens have."""
 MAX_FEATURES = 100_000  # of words, and of characters
 NUM_FOLDS = 3
 BATCH_SIZE = 512  # texts judged between two reports of progress
@@ -71,7 +68,7 @@ class ClassifierJudge:
         Texts that are empty or occur again in their domain are left out; of more than `MAX_ROWS`, so many are chosen.
 
         Args:
-            texts_by_domain: Texts per domain, in domain order, at least `MIN_ROWS` different ones each.
+            texts_by_domain: Texts per domain, in domain order, at least `texts.MIN_ROWS` different ones each.
             seed: Of the choice of rows and of the folds, any integer.
 
         Raises:
@@ -138,20 +135,14 @@ class ClassifierJudge:
 
 def _choose_rows(texts_by_domain: Mapping[str, Sequence[str]], seed: int) -> _Rows:
     """The rows to fit on; a domain's choice and folds do not depend on the other domains."""
-    texts, domain_ids, folds, problems = [], [], [], []
+    check_texts(texts_by_domain)
+    texts, domain_ids, folds = [], [], []
     for domain_id, (domain, given) in enumerate(texts_by_domain.items()):
-        different = list(dict.fromkeys(text[:MAX_CHARACTERS] for text in given if text.strip()))
-        if len(different) < MIN_ROWS:
-            problems.append(f"domain {domain!r} has {len(different)}")
+        different = different_texts(given)
         chosen = random.Random(f"{seed} {domain}").sample(different, min(len(different), MAX_ROWS))
         texts += chosen
         domain_ids += [domain_id] * len(chosen)
         folds += [position % NUM_FOLDS for position in range(len(chosen))]
-    if problems:
-        raise ValueError(
-            f"the classifier needs at least {MIN_ROWS} different, non-empty texts of each domain: "
-            f"{', '.join(problems)}; add rows, or name another judge"
-        )
     return _Rows(texts, np.array(domain_ids), np.array(folds))
 
 
