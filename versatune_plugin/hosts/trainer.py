@@ -415,7 +415,7 @@ class VersaTuneMixin(_Host):
             self._versions_taken = version_of(self.train_dataset), self._versions_taken[1]
             self._bind(self.train_dataset)
         loader = super().get_train_dataloader()
-        self._made_loader = True
+        self._made_loader = self.is_in_train  # a host may ask for one before its loop does
         return loader
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
