@@ -15,7 +15,7 @@ pytest.importorskip("axolotl")
 
 from tests.detections import make_document
 from tests.hosts import runs
-from tests.hosts.axolotl.commands import ROOT, train
+from tests.hosts.axolotl.commands import ROOT, axolotl, train
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
 from versatune_plugin import cli
 from versatune_plugin.config.handover import KEY
@@ -336,15 +336,19 @@ def with_law(path: Path, lines: str) -> Path:
     """The YAML with other training rows of law, which are tokenised."""
     Path("law.jsonl").write_text(lines)
     config = yaml.safe_load(path.read_text())
-    config["datasets"][0] = {"path": "law.jsonl", "ds_type": "json", "domain": "law"}
+    config["datasets"][0] = {"path": str(Path("law.jsonl").absolute()), "ds_type": "json", "domain": "law"}
     path.write_text(yaml.safe_dump(config))
     return path
 
 
-def test_training_rows_without_a_target_are_a_mistake(write):
-    (_, line) = mistakes(with_law(write(), tokenised(30, 30)))
-    assert "domain 'law'" in line
-    assert "none of its 30 training rows has a target token" in line
+def test_training_rows_without_a_target_are_refused_without_a_model_in_check_and_train(write):
+    path, said = with_law(write(), tokenised(30, 30)), "domain 'law': none of its 30 training rows has a target token"
+    lines = mistakes(path)
+    assert said in "\n".join(lines)
+    assert [line[:40] for line in lines if line.startswith("- ")] == ["- versatune cannot mix these rows:"]
+    status, output = axolotl(yaml.safe_load(path.read_text()), Path("train").absolute())
+    assert status != 0
+    assert said in output
 
 
 def test_training_rows_of_which_some_have_no_target_are_counted(write):
