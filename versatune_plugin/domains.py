@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 SUM_TOLERANCE = 1e-6
+_MOST_NAMES = 40  # shown where none is near
 ProportionsLike = Mapping[str, float] | Sequence[float] | np.ndarray
 """Proportions as a mapping from domain, or as a vector in domain order."""
 ROUNDING = 1e-12  # a sum this near to 1 is left alone, so that unchanged proportions stay the same to the bit
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a misspelt name: ``"; did you mean 'sigma'?"``, or the valid names where none is near."""
+    """A hint for a misspelt name: ``"; did you mean 'sigma'?"``, or the valid names where none is near, if not many."""
     valid = list(valid)
     matches = difflib.get_close_matches(name, valid, n=1)
+    if not matches and len(valid) > _MOST_NAMES:
+        return ""
     return f"; did you mean {matches[0]!r}?" if matches else f"; valid names: {', '.join(valid)}"
 
 

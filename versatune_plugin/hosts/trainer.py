@@ -155,6 +155,9 @@ class VersaTuneMixin(_Host):
             self._sizes, self._row_costs = data.sizes(train, config.unit)
         self._settings = self.settings_of_run(self.run_length.num_steps)
         self._say_what_was_changed()
+        if self._streams is None and not self.reference_run and self.is_world_process_zero():
+            for line in data.shared_rows(train, heldout):
+                self._logger.warning(line)
         self._probes: Probes | None = None
         self._probe_share: float | None = None
         if config.measures_probes:

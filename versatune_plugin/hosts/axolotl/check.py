@@ -27,6 +27,7 @@ from versatune_plugin.config.settings import provisional
 from versatune_plugin.domains import nearest
 from versatune_plugin.hosts.axolotl import config as axolotl_config
 from versatune_plugin.hosts.axolotl import measurements
+from versatune_plugin.hosts.axolotl.causes import file_problem, in_words
 from versatune_plugin.hosts.length import RunLength, steps_of_references
 from versatune_plugin.hosts.plan import Plan, detection_work, format_plan
 from versatune_plugin.measuring import references
@@ -36,7 +37,6 @@ from versatune_plugin.mixture.steering import LookAhead
 _MENDABLE = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError)
 _PLUGIN = "versatune_plugin.VersaTunePlugin"
 _KEYS_OF_FILES = {"strategy", "initial_proportions", "detection", "reference_losses", "reference"}
-_DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
 _UNTOLD = "whether the model loads and fits into memory, and what the trainer says of its arguments"
 _UNTOLD_WITHOUT_GPU = "whether a GPU can do what is asked of it: this machine has none"
 
@@ -211,12 +211,7 @@ def _validated(path: Path, raw: Mapping, scratch: Path, num_processes: int, prob
             problems.append(f"{where}: {mistake['msg']}" if where else mistake["msg"].removeprefix("Value error, "))
     except Exception as error:  # Axolotl's; ours has run above
         if isinstance(error, _MENDABLE) or not problems:  # what was not foreseen may follow from what was found
-            problems.append(f"Axolotl: {_in_words(error)}")
-
-
-def _in_words(error: Exception) -> str:
-    """An error's text; where that alone would not say what is wrong, its type, too."""
-    return str(error) if isinstance(error, _MENDABLE) and str(error) else f"{type(error).__name__}: {error}"
+            problems.append(f"Axolotl: {in_words(error)}")
 
 
 def _data_problems(raw: Mapping) -> list[str]:
@@ -225,13 +220,8 @@ def _data_problems(raw: Mapping) -> list[str]:
     for key in ("datasets", "test_datasets"):
         for number, entry in enumerate(raw[key] if isinstance(raw.get(key), list) else ()):
             given = entry.get("path") if isinstance(entry, Mapping) else None
-            if not isinstance(given, str) or Path(given).suffix not in _DATA_FILES or "://" in given:
-                continue
-            where, file = f"{key}[{number}] (domain {entry.get('domain')!r})", Path(given)
-            if not file.exists():
-                problems.append(f"{where}: there is no file {file}")
-            elif file.is_file() and file.stat().st_size == 0:
-                problems.append(f"{where}: the file {file} is empty")
+            if isinstance(given, str) and "://" not in given and (problem := file_problem(Path(given))):
+                problems.append(f"{key}[{number}] (domain {entry.get('domain')!r}): {problem}")
     return problems
 
 
@@ -249,7 +239,7 @@ def _plugin_problems(raw: Mapping) -> list[str]:
         try:
             loaded.append(load_plugin(name))
         except Exception as error:
-            problems.append(f"plugins: {name} cannot be loaded: {_in_words(error)}")
+            problems.append(f"plugins: {name} cannot be loaded: {in_words(error)}")
     if not any(isinstance(plugin, VersaTunePlugin) for plugin in loaded):
         problems.append(f"versatune: without our plugin Axolotl ignores this block: add {_PLUGIN} under `plugins:`")
     return problems
@@ -303,6 +293,7 @@ def _has_gpu() -> bool:
 
 def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     """The plan of a validated config; None where mistakes were found."""
+    from versatune_plugin.files.rows import shared_rows
     from versatune_plugin.hosts.axolotl.data import load_domains
     from versatune_plugin.hosts.axolotl.plugin import block_of, host_problems
     from versatune_plugin.hosts.checks import are_streams, check_domains_fit, num_rows
@@ -311,16 +302,18 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     missing = measurements.missing_files(config)
     problems += [f"versatune: {problem}" for problem in host_problems(cfg, config)]
     problems += measurements.missing_problems(config, missing)
-    rows = _try(problems, lambda: load_domains(cfg, config, _load_readably))
-    if rows is None:
+    loaded = _try(problems, lambda: load_domains(cfg, config))
+    if loaded is None:
         return None
-    train, heldout = rows
+    rows = train, heldout = loaded.train, loaded.heldout
     _try(problems, lambda: check_domains_fit(config, train, heldout))
     measured = _measured(config, cfg, raw, missing, rows, problems)
     counts = None if problems else _counts(config, measured, cfg, train, problems)
     if problems:
         return None
     probe, remarks = _try(problems, lambda: _probe(config, measured, cfg, rows, counts), (None, {}))
+    shared = [] if are_streams(train) else shared_rows(train, heldout)
+    remarks |= {"rows": [*loaded.notes, *shared]}
     remarks |= _measurement_remarks(path, config, cfg, missing, train) | _setting_remarks(raw, cfg, config, missing)
     look_ahead = LookAhead.of_loader(
         cfg.dataloader_num_workers or 0, cfg.dataloader_prefetch_factor, cfg.gradient_accumulation_steps
@@ -330,7 +323,7 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
         domains=tuple(train),
         num_rows=None if are_streams(train) else list(num_rows(train).values()),
         num_heldout=[len(heldout.get(domain, ())) for domain in train],
-        start_from=_start_in_words(config, "detect" in missing),
+        start_from=_startin_words(config, "detect" in missing),
         packed=bool(cfg.sample_packing),
         num_processes=cfg.world_size,
         look_ahead=look_ahead.num_steps,
@@ -338,18 +331,6 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
         remarks={heading: lines for heading, lines in remarks.items() if lines},
         **counts,
     )
-
-
-def _load_readably(cfg):
-    """Axolotl's loading of rows, where whatever goes wrong is a mistake of the YAML or the data."""
-    from axolotl.common.datasets import load_datasets
-
-    try:
-        return load_datasets(cfg=cfg)
-    except _MENDABLE as error:
-        raise ValueError(str(error)) from error
-    except Exception as error:
-        raise ValueError(f"{_in_words(error)} (do the rows have what the dataset's `type:` asks for?)") from error
 
 
 def _measured(
@@ -441,7 +422,7 @@ def _length(cfg, config: VersaTuneConfig, measured: Measured, train: Mapping) ->
     return axolotl_config.run_length(cfg, epoch.steps * epoch.rows_per_step, epoch.rows_per_step)
 
 
-def _start_in_words(config: VersaTuneConfig, to_be_made: bool) -> str:
+def _startin_words(config: VersaTuneConfig, to_be_made: bool) -> str:
     if to_be_made:
         return f"detected: {config.detection_file} is not there yet and will be made first; here, as if it were uniform"
     if config.detection_file:
@@ -498,6 +479,8 @@ def _unused(raw: Mapping, cfg, config: VersaTuneConfig) -> list[str]:
     """Keys that do nothing in this run."""
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
+    from versatune_plugin.hosts.axolotl.plugin import unknown_in_entries
+
     known = AxolotlInputConfig.model_fields
     unused = [f"versatune.{key}, under this strategy" for key in config.unused]
     handover = Handover.of_config(cfg)
@@ -509,4 +492,5 @@ def _unused(raw: Mapping, cfg, config: VersaTuneConfig) -> list[str]:
         *unused,
         *axolotl_config.unused_in_packing(raw),
         *(f"{key}: Axolotl does not know it{nearest(str(key), known)}" for key in unknown),
+        *unknown_in_entries(raw),
     ]
