@@ -98,12 +98,19 @@ def fill_in(cfg: dict) -> None:
         if cfg.get(key)
     ]
     problems += _packing_problems(cfg)
+    if not isinstance(cfg.get("base_model"), str) and "base_model" in cfg:
+        problems.append(f"base_model: must be the name or the folder of a model, got {cfg['base_model']!r}")
     if not isinstance(cfg.get("accelerator_config") or {}, Mapping):
         problems.append(f"accelerator_config: must be a block of keys, got {cfg['accelerator_config']!r}")
     problems += [
         f"{key}: must be above 0, got {cfg[key]!r}"
         for key in ("micro_batch_size", "gradient_accumulation_steps", "num_epochs")
         if isinstance(cfg.get(key), int | float) and cfg[key] <= 0
+    ]
+    problems += [
+        f"{key}: must be a number above 0, got nothing"
+        for key in ("micro_batch_size", "gradient_accumulation_steps")
+        if key in cfg and cfg[key] is None
     ]
     problems += [
         f"{key}: above 1 several processes work on the same rows, and versatune needs rows of its own on each"
