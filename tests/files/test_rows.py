@@ -264,11 +264,9 @@ def test_shared_rows_are_counted_by_pair_of_domains_and_those_within_a_domain_ar
 
 def test_of_rows_in_several_domains_the_first_is_kept():
     parts = {"law": tokens([[1], [2], [1]]), "code": tokens([[2], [3]]), "art": tokens([[1]])}
-    seen = set()
-    kept = data.without_duplicates(parts, seen)
+    kept = data.without_duplicates(parts)
     assert {domain: rows["input_ids"][:] for domain, rows in kept.items()} == {
         "law": [[1], [2]],
         "code": [[3]],
         "art": [],
     }
-    assert {d: len(r) for d, r in data.without_duplicates({"law": tokens([[3], [4]])}, seen).items()} == {"law": 1}

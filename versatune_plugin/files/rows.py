@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from datasets import ClassLabel, Dataset, List, Value, concatenate_datasets
 
 from versatune_plugin.domains import is_domain_name
 
+Key = TypeVar("Key")
 TOKENS = "input_ids"
 LABELS = "labels"
 UNITS = ("examples", "tokens", "target_tokens")
@@ -217,19 +219,15 @@ def shared_rows(train: Mapping[str, Dataset], heldout: Mapping[str, Dataset]) ->
     return lines[:_MOST_PAIRS] + more
 
 
-def without_duplicates(parts: Mapping[str, Dataset], seen: set[int]) -> dict[str, Dataset]:
-    """The first of every row that occurs more than once in all domains together.
-
-    Args:
-        parts: Tokenised rows per domain.
-        seen: Digests of rows that are left out, too; those of all rows of the parts are added.
-    """
+def without_duplicates(parts: Mapping[Key, Dataset]) -> dict[Key, Dataset]:
+    """The first of every row that occurs more than once in all parts together, in their order."""
+    seen: set[int] = set()
     kept = {}
-    for domain, rows in parts.items():
+    for part, rows in parts.items():
         first = []
         for row, digest in enumerate(row_digests(rows).tolist()):
             if digest not in seen:
                 seen.add(digest)
                 first.append(row)
-        kept[domain] = rows if len(first) == len(rows) else rows.select(first)
+        kept[part] = rows if len(first) == len(rows) else rows.select(first)
     return kept

@@ -30,7 +30,7 @@ def cause(error: Exception, entries: Sequence[Mapping], num_read: int | None, va
     for one in chain:
         if isinstance(one, KeyError) and one.args:
             types = ", ".join(sorted({repr(str(entry.get("type"))) for entry in entries}))
-            return f"KeyError: {one.args[0]!r}: type {types} asks for it, {_columns(entries)}"
+            return f"KeyError: {one.args[0]!r}: type {types} asks for it, {_without(one.args[0], entries)}"
         if found := _TOO_FEW.search(str(one)):
             left = found[1] or found[2]
             return (
@@ -59,7 +59,7 @@ def broken_line(path: Path) -> str | None:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.rstrip("\n"))
                 except json.JSONDecodeError as error:
                     return f"{path}, line {number}: {error.msg} at column {error.colno}: {line.strip()[:_SHOWN]}"
                 if not isinstance(row, dict):
@@ -97,11 +97,11 @@ def _files(entry: Mapping) -> list[Path]:
     return [Path(str(name)) for name in [entry.get("path"), *(files if isinstance(files, list) else [files])] if name]
 
 
-def _columns(entries: Sequence[Mapping]) -> str:
-    """What the rows have, by the first row of the first file of JSON."""
-    for entry in entries:
-        for path in _files(entry):
-            if path.is_file() and path.suffix == ".jsonl":
-                with path.open(encoding="utf-8") as lines:
-                    return f"the rows of {path} have: {', '.join(json.loads(next(lines)))}"
+def _without(column: object, entries: Sequence[Mapping]) -> str:
+    """What the rows have instead of a column, by the first row of a file of JSON."""
+    for path in [path for entry in entries for path in _files(entry) if path.is_file() and path.suffix == ".jsonl"]:
+        with path.open(encoding="utf-8") as lines:
+            row = json.loads(next(lines))
+        if column not in row:
+            return f"the rows of {path} have: {', '.join(row)}"
     return "and the rows do not have it"

@@ -160,19 +160,24 @@ def _deduplicated(train: dict, heldout: dict, *, apart: bool) -> tuple[dict, dic
     Args:
         train: Training rows per domain.
         heldout: Held-out rows per domain.
-        apart: Whether held-out rows are a corpus of their own, as Axolotl has it with `test_datasets`; else a held-out
-            row that is trained on is left out.
+        apart: Whether held-out rows are a corpus of their own, as Axolotl has it with `test_datasets`; else training
+            and held-out rows are one.
     """
-    seen: set[int] = set()
-    kept_train = data.without_duplicates(train, seen)
-    kept_heldout = data.without_duplicates(heldout, set() if apart else seen)
+    both = {"training": train, "held-out": heldout}
+    parts = {(name, domain): both[name][domain] for domain in train for name in both if domain in both[name]}
+    corpora = [[key for key in parts if key[0] == name] for name in both] if apart else [list(parts)]
+    kept = {}
+    for corpus in corpora:
+        kept |= data.without_duplicates({key: parts[key] for key in corpus})
     notes = [
-        f"dataset_exact_deduplication: {len(rows) - len(kept[domain]):,} of {len(rows):,} {name} rows of {domain!r} "
-        "are in another domain, too, and left out"
-        for name, all_rows, kept in (("training", train, kept_train), ("held-out", heldout, kept_heldout))
-        for domain, rows in all_rows.items()
-        if len(kept[domain]) < len(rows)
+        f"dataset_exact_deduplication: {len(rows) - len(kept[key]):,} of {len(rows):,} {key[0]} rows of {key[1]!r} are "
+        "in a domain before it, too, and left out"
+        for key, rows in parts.items()
+        if len(kept[key]) < len(rows)
     ]
+    kept_train, kept_heldout = (
+        {domain: rows for (part, domain), rows in kept.items() if part == name} for name in both
+    )
     return kept_train, kept_heldout, notes
 
 
