@@ -181,7 +181,7 @@ def row_digests(dataset: Dataset) -> np.ndarray:
             lengths, elements = _lengths_and_elements(table[name])
             ends = np.cumsum(lengths)
             for digest, start, end in zip(of_rows, ends - lengths, ends, strict=True):
-                digest.update(elements[start:end])
+                digest.update(elements[start:end].tobytes())
         digests += [int.from_bytes(digest.digest(), "little", signed=True) for digest in of_rows]
     return np.array(digests, dtype=np.int64)
 

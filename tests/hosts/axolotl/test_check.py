@@ -477,6 +477,10 @@ def test_one_mistake_is_one_line(write, monkeypatch, changes, said):
     assert said in line
 
 
+def test_workers_that_are_no_number_are_a_mistake(write):
+    assert "ray_num_workers: must be a whole number, got [2]" in mistakes(write(ray_num_workers=[2]))[0]
+
+
 def test_a_key_that_is_given_twice_is_refused(write):
     path = write()
     path.write_text(path.read_text() + "seed: 8\n")

@@ -68,7 +68,10 @@ def plan_of(path: Path, raw: Mapping, num_processes: int | None = None) -> Plan:
     Raises:
         ValueError: Mistakes, all that were found together.
     """
-    num_processes = num_processes or int(os.environ.get("WORLD_SIZE") or raw.get("ray_num_workers") or 1)
+    workers = raw.get("ray_num_workers") or 1
+    if not isinstance(workers, int):
+        raise ValueError(f"ray_num_workers: must be a whole number, got {workers!r}")
+    num_processes = num_processes or int(os.environ.get("WORLD_SIZE") or workers)
     environment = _environment(AXOLOTL_TEE_STDOUT="0", WORLD_SIZE=None)
     problems: list[str] = []
     with environment, _hosts_words_on_stderr() as show_from, TemporaryDirectory() as scratch:

@@ -166,7 +166,7 @@ def _deduplicated(train: dict, heldout: dict, *, apart: bool) -> tuple[dict, dic
     both = {"training": train, "held-out": heldout}
     parts = {(name, domain): both[name][domain] for domain in train for name in both if domain in both[name]}
     corpora = [[key for key in parts if key[0] == name] for name in both] if apart else [list(parts)]
-    kept = {}
+    kept: dict[tuple[str, str], Dataset] = {}
     for corpus in corpora:
         kept |= data.without_duplicates({key: parts[key] for key in corpus})
     notes = [
