@@ -337,7 +337,7 @@ def test_rows_that_cannot_be_loaded_are_said_with_their_domain_file_and_cause(wr
     config = yaml.safe_load(path.read_text())
     config[key][1]["path"] = "rows.jsonl"
     path.write_text(yaml.safe_dump(config))
-    (_, line) = mistakes(path)
+    line = "\n".join(mistakes(path))
     assert "domain 'medicine'" in line
     assert said.replace("1 rows", "1 test_datasets rows" if key == "test_datasets" else "1 rows") in line
 
