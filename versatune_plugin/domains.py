@@ -10,6 +10,7 @@ import numpy as np
 SUM_TOLERANCE = 1e-6
 WRITTEN_TOLERANCE = 1.0001e-4
 """How far the sum of proportions that a person wrote may be from 1, such as of 0.3333 three times."""
+_MOST_NAMES = 40  # shown where none is near
 ProportionsLike = Mapping[str, float] | Sequence[float] | np.ndarray
 """Proportions as a mapping from domain, or as a vector in domain order."""
 _NOT_ON_A_LINE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control characters, halves of characters, line separators
@@ -17,9 +18,11 @@ ROUNDING = 1e-12  # a sum this near to 1 is left alone, so that unchanged propor
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a misspelt name: ``"; did you mean 'sigma'?"``, or the valid names where none is near."""
+    """A hint for a misspelt name: ``"; did you mean 'sigma'?"``, or the valid names where none is near, if not many."""
     valid = list(valid)
     matches = difflib.get_close_matches(name, valid, n=1)
+    if not matches and len(valid) > _MOST_NAMES:
+        return ""
     return f"; did you mean {matches[0]!r}?" if matches else f"; valid names: {', '.join(valid)}"
 
 

@@ -261,3 +261,48 @@ def test_fingerprint_does_not_depend_on_where_its_batches_end():
     parts = joined([tokens(rows[:4095]), tokens(rows[4095:4098]), tokens(rows[4098:])])
     assert data.fingerprint(parts) == whole
     assert data.fingerprint(tokens([*rows[:-1], [0, 0]])) != whole
+
+
+def test_a_column_whose_values_occur_once_is_no_column_of_domains():
+    rows = mixed([f"row-{number}" for number in range(24)] + ["law", "law"])
+    with pytest.raises(
+        ValueError, match=r"'domain' has 25 values in 26 rows, 24 of them in one row only .*: text, domain"
+    ):
+        data.split_by_column(rows, "domain")
+    assert len(data.split_by_column(mixed(["law"] * 9 + ["code"]), "domain")) == 2, "one small domain is none"
+
+
+@pytest.mark.parametrize("name", ["la\nw", "law\tcode", " law"])
+def test_a_value_with_a_line_break_or_blanks_around_names_no_domain(name):
+    with pytest.raises(ValueError, match=r"column 'domain' has 1 value\(s\) that name no domain"):
+        data.split_by_column(mixed(["law", name]), "domain")
+
+
+# rows that are there twice
+
+
+def test_rows_are_alike_by_their_tokens_and_labels():
+    rows = tokens([[5, 6], [5, 6], [5], [6, 5]], [[5, 6], [-100, 6], [5], [6, 5]])
+    assert len(set(data.row_digests(rows).tolist())) == 4
+    assert data.row_digests(tokens([[5], [5, 6]])).tolist() == data.row_digests(tokens([[5, 6], [5]])).tolist()[::-1]
+
+
+def test_shared_rows_are_counted_by_pair_of_domains_and_those_within_a_domain_are_not():
+    train = {"law": tokens([[1], [1], [2], [3]]), "code": tokens([[1], [4]]), "art": tokens([[5], [5]])}
+    heldout = {"law": tokens([[4], [3]]), "code": tokens([[9]])}
+    assert data.shared_rows(train, heldout) == [
+        "2 of 4 training rows of 'law' are training rows of 'code', too",
+        "1 of 2 held-out rows of 'law' are training rows of 'law', too",
+        "1 of 2 held-out rows of 'law' are training rows of 'code', too",
+    ]
+    assert data.shared_rows({"law": tokens([[1]]), "code": tokens([[2]])}, {}) == []
+
+
+def test_of_rows_in_several_domains_the_first_is_kept():
+    parts = {"law": tokens([[1], [2], [1]]), "code": tokens([[2], [3]]), "art": tokens([[1]])}
+    kept = data.without_duplicates(parts)
+    assert {domain: rows["input_ids"][:] for domain, rows in kept.items()} == {
+        "law": [[1], [2]],
+        "code": [[3]],
+        "art": [],
+    }

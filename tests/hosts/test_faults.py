@@ -507,9 +507,15 @@ ARGUMENTS = {
         {"restore_callback_states_from_checkpoint": True},
         "restore_callback_states_from_checkpoint: it replaces the callback",
     ),
-    "group_by_length": (
-        {"train_sampling_strategy": "group_by_length"},
-        "train_sampling_strategy group_by_length: rows are ordered by the mixture",
+    "group_by_length": ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy group_by_length: "),
+    "sequential": (
+        {"train_sampling_strategy": "sequential"},
+        "train_sampling_strategy sequential: which row comes next",
+    ),
+    "batch_rebalance": ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy batch_rebalance: "),
+    "out_of_order": (
+        {"dataloader_in_order": False, "dataloader_num_workers": 2},
+        "dataloader_in_order=False: 2 workers",
     ),
     "dispatch_batches": ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches"),
     "eval_packing": ({"eval_packing": True}, "eval_packing: each held-out row counts on its own"),

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_dat
 
 from versatune_plugin.domains import name_problem
 
+Key = TypeVar("Key")
 TOKENS = "input_ids"
 LABELS = "labels"
 UNITS = ("examples", "tokens", "target_tokens")
@@ -17,13 +20,16 @@ UNITS = ("examples", "tokens", "target_tokens")
 PACKED_LENGTHS = "seq_lengths"  # of the sequences in a row that TRL packed
 _SAYING_WHAT_IS_TRAINED_ON = (LABELS, PACKED_LENGTHS)
 _SLICE = 4096  # rows read at once
+_ENOUGH_TO_TELL = 10  # rows from which on values that occur once mean that the column names something else
+_MOST_PAIRS = 6  # of domains whose shared rows are told
+_SHOWN = 3  # values shown in an error
 
 
 def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset]:
     """The rows of each value of a column, in order of the values, without the column.
 
     Raises:
-        ValueError: The column is missing, or a row has no value in it.
+        ValueError: The column is missing, a row has no value in it, or its values are no domains: most occur once.
     """
     if column not in dataset.column_names:
         raise ValueError(f"no column {column!r} in the dataset; it has: {', '.join(dataset.column_names)}")
@@ -35,10 +41,19 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset]:
         raise ValueError(f"{empty} of {len(values)} rows have no domain in column {column!r}")
     problems = [problem for name in sorted(set(map(str, values))) if (problem := name_problem(name))]
     if problems:
-        raise ValueError(f"column {column!r}: {'; '.join(problems)}")
+        raise ValueError(
+            f"column {column!r} has {len(problems)} value(s) that name no domain: {'; '.join(problems[:_SHOWN])}"
+        )
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         rows.setdefault(str(value), []).append(row)
+    alone = [value for value, of_value in rows.items() if len(of_value) == 1]
+    if len(values) >= _ENOUGH_TO_TELL and 2 * len(alone) > len(rows):
+        raise ValueError(
+            f"column {column!r} has {len(rows)} values in {len(values)} rows, {len(alone)} of them in one row only ("
+            f"such as {', '.join(repr(value[:40]) for value in alone[:_SHOWN])}): does it name domains? The columns: "
+            f"{', '.join(dataset.column_names)}"
+        )
     return {domain: dataset.select(rows[domain]).remove_columns(column) for domain in sorted(rows)}
 
 
@@ -187,24 +202,74 @@ def _flat(lists: pa.ChunkedArray) -> np.ndarray:
     return pc.list_flatten(lists).to_numpy()
 
 
-def row_digests(dataset: Dataset) -> list[bytes]:
-    """A digest of the tokens of each row, in order."""
-    digests = []
-    for table in dataset.select_columns([TOKENS]).with_format("arrow").iter(batch_size=_SLICE):
-        tokens = _flat(table[TOKENS]).astype(np.int64)
-        for row in np.split(tokens, np.cumsum(_lengths(table[TOKENS]))[:-1]):
-            digests.append(hashlib.blake2b(row.tobytes(), digest_size=16).digest())
-    return digests
-
-
 def fingerprint(dataset: Dataset) -> str:
     """A digest of the tokens and labels of every row, in order."""
     digest = hashlib.blake2b(digest_size=16)
     columns = [name for name in (TOKENS, LABELS) if name in dataset.column_names]
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=_SLICE):
         for name in columns:
-            lists = table[name].combine_chunks()
-            lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-            digest.update(pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
-            digest.update(lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+            for numbers in _lengths_and_elements(table[name]):
+                digest.update(numbers.tobytes())
     return digest.hexdigest()
+
+
+def row_digests(dataset: Dataset, columns: Collection[str] = (TOKENS, LABELS)) -> np.ndarray:
+    """A digest of the tokens and labels of each row, int64: rows that are alike have the same."""
+    digests = []
+    columns = [name for name in columns if name in dataset.column_names]
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=_SLICE):
+        of_rows = [hashlib.blake2b(digest_size=8) for _ in range(len(table))]
+        for name in columns:
+            lengths, elements = _lengths_and_elements(table[name])
+            ends = np.cumsum(lengths)
+            for digest, start, end in zip(of_rows, ends - lengths, ends, strict=True):
+                digest.update(elements[start:end].tobytes())
+        digests += [int.from_bytes(digest.digest(), "little", signed=True) for digest in of_rows]
+    return np.array(digests, dtype=np.int64)
+
+
+def _lengths_and_elements(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The lengths of the lists in a column, and their elements one after another, int64."""
+    lists = column.combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    return lengths, lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def shared_rows(train: Mapping[str, Dataset], heldout: Mapping[str, Dataset]) -> list[str]:
+    """What to say of rows that are in the training rows of two domains, or in training and held-out rows.
+
+    Args:
+        train: Tokenised training rows per domain.
+        heldout: Tokenised held-out rows per domain.
+    """
+    trained = {domain: row_digests(rows) for domain, rows in train.items()}
+    measured = {domain: row_digests(rows) for domain, rows in heldout.items()}
+    parts = [*trained.values(), *measured.values()]
+    digests, counts = np.unique(np.concatenate([np.unique(part) for part in parts]), return_counts=True)
+    shared = digests[counts > 1]
+    if not len(shared):
+        return []
+    pairs = [(f"training rows of {a!r}", trained[a], b) for a, b in combinations(trained, 2)]
+    pairs += [(f"held-out rows of {a!r}", rows, b) for a, rows in measured.items() for b in trained]
+    found = []
+    for name, rows, other in pairs:
+        number = int(np.isin(rows[np.isin(rows, shared)], trained[other]).sum())
+        found.append((number, f"{number:,} of {len(rows):,} {name} are training rows of {other!r}, too"))
+    lines = [line for number, line in sorted(found, key=lambda pair: -pair[0]) if number]
+    more = [f"and so in {len(lines) - _MOST_PAIRS} more pairs of domains"] if len(lines) > _MOST_PAIRS else []
+    return lines[:_MOST_PAIRS] + more
+
+
+def without_duplicates(parts: Mapping[Key, Dataset]) -> dict[Key, Dataset]:
+    """The first of every row that occurs more than once in all parts together, in their order."""
+    seen: set[int] = set()
+    kept = {}
+    for part, rows in parts.items():
+        first = []
+        for row, digest in enumerate(row_digests(rows).tolist()):
+            if digest not in seen:
+                seen.add(digest)
+                first.append(row)
+        kept[part] = rows if len(first) == len(rows) else rows.select(first)
+    return kept

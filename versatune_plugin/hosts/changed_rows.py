@@ -57,11 +57,11 @@ def _told_apart(rows: Dataset, name: str, former: Mapping) -> dict:
     remedy = _REMEDY.format(name=name)
     if data.TOKENS not in rows.column_names or not all(isinstance(part, Dataset) for part in former.values()):
         raise ValueError(f"{name} was replaced by rows whose domains are not known: {remedy}")
-    domains_of: dict[bytes, set[int]] = {}
+    domains_of: dict[int, set[int]] = {}
     for domain_id, part in enumerate(former.values()):
-        for digest in data.row_digests(part):
+        for digest in _of_tokens(part):
             domains_of.setdefault(digest, set()).add(domain_id)
-    found = [domains_of.get(digest, set()) for digest in data.row_digests(rows)]
+    found = [domains_of.get(digest, set()) for digest in _of_tokens(rows)]
     places = np.repeat(np.arange(len(former)), [len(part) for part in former.values()])
     if not _in_place(found, places):
         unknown = [row for row, domain_ids in enumerate(found) if len(domain_ids) != 1]
@@ -72,6 +72,10 @@ def _told_apart(rows: Dataset, name: str, former: Mapping) -> dict:
             )
         places = np.fromiter(chain.from_iterable(found), dtype=np.int64)
     return {domain: rows.select(np.flatnonzero(places == domain_id)) for domain_id, domain in enumerate(former)}
+
+
+def _of_tokens(rows: Dataset) -> list[int]:
+    return data.row_digests(rows, [data.TOKENS]).tolist()
 
 
 def _in_place(found: Iterable[set[int]], places: np.ndarray) -> bool:

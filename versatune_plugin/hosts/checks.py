@@ -324,8 +324,14 @@ def argument_problems(args) -> list[str]:
             "restore_callback_states_from_checkpoint: it replaces the callback; versatune restores its state itself",
         ),
         (
-            args.train_sampling_strategy == "group_by_length",
-            "train_sampling_strategy group_by_length: rows are ordered by the mixture",
+            args.train_sampling_strategy != "random",
+            f"train_sampling_strategy {args.train_sampling_strategy}: which row comes next is decided by the mixture: "
+            "leave it at 'random'",
+        ),
+        (
+            not getattr(args, "dataloader_in_order", True) and args.dataloader_num_workers > 1,
+            f"dataloader_in_order=False: {args.dataloader_num_workers} workers would hand over batches as they finish, "
+            "so which rows a step trains on is not known: leave it out",
         ),
         (
             getattr(args, "eval_packing", False),

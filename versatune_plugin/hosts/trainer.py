@@ -183,6 +183,9 @@ class VersaTuneMixin(_Host):
         to_tell = self._logger if self.is_world_process_zero() else None
         row_checks.check_targets(train, heldout, to_tell, streamed=self._streams is not None)
         self._check_labels(train)
+        if to_tell and self._streams is None and not self.reference_run:
+            for line in data.shared_rows(train, heldout):
+                to_tell.warning(line)
         self._train_by_domain = train
         self._heldout_by_domain = {domain: heldout[domain] for domain in train if domain in heldout}
         self._sizes, self._row_costs = self._num_rows_by_domain, None

@@ -312,17 +312,153 @@ def test_a_mistake_is_one_readable_message(write, changes, block, said):
     assert said in lines
 
 
-@pytest.mark.parametrize("rows", ["", '{"question": "Why?"}\n'], ids=["none", "of-another-format"])
-def test_rows_that_cannot_be_loaded_are_said_with_their_domain_and_file(write, rows):
+def lines(workspace: Path, domain: str) -> list[str]:
+    return (workspace / "data" / domain / "train.jsonl").read_text().splitlines()
+
+
+ROW = {"instruction": "Why?", "input": "", "output": "So."}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("", "rows.jsonl is empty"),
+        (
+            '{"question": "Why?"}\n',
+            "KeyError: 'instruction': type 'alpaca' asks for it, the rows of rows.jsonl have: question",
+        ),
+        (json.dumps(ROW) + '\n{"instruction": "Wh\n', "rows.jsonl, line 2: Unterminated string"),
+        (json.dumps(ROW) + "\n[1]\n", "rows.jsonl, line 2: a row must be a JSON object, got [1]"),
+        (
+            json.dumps(ROW | {"output": "word " * 300}) + "\n",
+            "none of its 1 rows is left after preparation (sequence_len 128",
+        ),
+    ],
+    ids=["none", "of-another-format", "broken", "no-object", "all-too-long"],
+)
+@pytest.mark.parametrize("key", ["datasets", "test_datasets"])
+def test_rows_that_cannot_be_loaded_are_said_with_their_domain_file_and_cause(write, key, rows, said):
     path = write()
     Path("rows.jsonl").write_text(rows)
     config = yaml.safe_load(path.read_text())
-    config["test_datasets"][1]["path"] = "rows.jsonl"
+    config[key][1]["path"] = "rows.jsonl"
+    path.write_text(yaml.safe_dump(config))
+    line = "\n".join(mistakes(path))
+    assert "domain 'medicine'" in line
+    assert said.replace("1 rows", "1 test_datasets rows" if key == "test_datasets" else "1 rows") in line
+
+
+def test_a_domain_of_one_row_says_that_it_cannot_be_split(write):
+    path = write(val_set_size=0.25)
+    config = yaml.safe_load(path.read_text())
+    del config["test_datasets"]
+    long = ROW | {"output": "word " * 300}
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [ROW, long, long]))
+    config["datasets"][1]["path"] = "rows.jsonl"
     path.write_text(yaml.safe_dump(config))
     (_, line) = mistakes(path)
-    assert "rows.jsonl" in line
-    assert "domain 'medicine'" in line
-    assert "is empty" in line if not rows else "KeyError: 'instruction'" in line
+    assert "domain 'medicine' (rows.jsonl)" in line
+    assert "1 row(s) of the 3 read are left after preparation, from which val_set_size 0.25 cannot split" in line
+
+
+def test_rows_that_are_dropped_or_in_two_domains_are_counted(write, workspace):
+    path = write()
+    config = yaml.safe_load(path.read_text())
+    rows = (workspace / "data" / "law" / "train.jsonl").read_text().splitlines()[:20]
+    rows += [json.dumps(ROW | {"output": f"word {number} " * 300}) for number in range(3)]
+    Path("rows.jsonl").write_text("\n".join(rows) + "\n")
+    config["datasets"][1]["path"] = "rows.jsonl"
+    path.write_text(yaml.safe_dump(config))
+    said = facts(plan(path))["rows"]
+    assert "medicine: 3 of 23 rows were dropped in preparation (sequence_len 128" in said
+    assert "20 of 60 training rows of 'law' are training rows of 'medicine', too" in said
+
+
+def test_duplicates_are_left_out_of_all_domains_together(write, workspace):
+    law = workspace / "data" / "law" / "train.jsonl"
+    Path("rows.jsonl").write_text("".join(law.read_text().splitlines(keepends=True)[:20]))
+    path = write(dataset_exact_deduplication=True, val_set_size=4)
+    config = yaml.safe_load(path.read_text())
+    del config["test_datasets"]
+    config["datasets"][0]["path"], config["datasets"][1]["path"] = "rows.jsonl", str(law)
+    path.write_text(yaml.safe_dump(config))
+    text = plan(path)
+    rows = {words[0]: list(map(int, words[1:3])) for words in map(str.split, text.splitlines()[3:5])}
+    said = facts(text)["rows"]
+    assert rows["law"] == [16, 4]
+    assert sum(rows["medicine"]) == 60 - 20, "as in one corpus: the rows of law are left out of it"
+    assert "training rows of 'medicine' are in a domain before it, too, and left out" in said
+    assert "are training rows of" not in said
+
+
+def test_what_a_yaml_has_prepared_is_used_again(write, workspace):
+    from datasets import load_dataset
+
+    Path("data").mkdir()
+    mixed = [json.loads(line) | {"subject": d} for d in DOMAINS for line in lines(workspace, d)]
+    Path("data/mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    law = load_dataset("json", data_files=str(workspace / "data/law/train.jsonl"), split="train")
+    law.save_to_disk("data/saved")
+    path = write({"domain_column": "subject", "reference_losses": dict.fromkeys([*DOMAINS, "saved"], 1.0)})
+    config = yaml.safe_load(path.read_text()) | {"val_set_size": 0.25, "dataset_prepared_path": "data/saved/prepared"}
+    del config["test_datasets"]
+    config["datasets"] = [
+        {"path": "data/mixed.jsonl", "ds_type": "json", "type": "alpaca"},
+        {"path": "data/saved", "type": "alpaca", "domain": "saved"},
+    ]
+    path.write_text(yaml.safe_dump(config))
+    first = plan(path)
+    before = sorted(folder.name for folder in Path("data/saved/prepared").iterdir())
+    assert plan(path) == first
+    assert sorted(folder.name for folder in Path("data/saved/prepared").iterdir()) == before
+    config["excess_length_strategy"] = "truncate"
+    path.write_text(yaml.safe_dump(config))
+    plan(path)
+    assert len(list(Path("data/saved/prepared").iterdir())) > len(before), "rows cut otherwise are other rows"
+
+
+def test_a_column_that_names_no_domains_and_a_name_too_long_for_a_file(write, workspace):
+    rows = map(json.loads, lines(workspace, "law"))
+    Path("rows.jsonl").write_text("".join(json.dumps(row | {"id": str(n)}) + "\n" for n, row in enumerate(rows)))
+    path = write({"domain_column": "id"})
+    config = yaml.safe_load(path.read_text())
+    config["datasets"].append({"path": "rows.jsonl", "ds_type": "json", "type": "alpaca"})
+    path.write_text(yaml.safe_dump(config))
+    (_, line) = mistakes(path)
+    assert (
+        "versatune.domain_column: rows.jsonl: column 'id' has 60 values in 60 rows, 60 of them in one row only" in line
+    )
+    path = write()
+    config = yaml.safe_load(path.read_text())
+    for key in ("datasets", "test_datasets"):
+        config[key][0]["domain"] = "l" * 300
+    config["versatune"]["reference_losses"] = {"l" * 300: 3.0, "medicine": 4.0, "code": 5.0}
+    path.write_text(yaml.safe_dump(config))
+    assert "l" * 300 in plan(path)
+
+
+def test_unknown_keys_are_named_without_a_list_of_all_that_there_are(write):
+    path = write(zzqqxx=3)
+    config = yaml.safe_load(path.read_text())
+    config["datasets"][0]["shard"] = 2
+    config["test_datasets"][2]["zzqqxx"] = 2
+    path.write_text(yaml.safe_dump(config))
+    unused = facts(plan(path))["unused"]
+    assert "zzqqxx: Axolotl does not know it" in unused
+    assert "datasets[0].shard: Axolotl does not know it; did you mean 'shards'?" in unused
+    assert "test_datasets[2].zzqqxx: Axolotl does not know it" in unused
+    assert len(unused) < 400
+
+
+def test_a_path_of_a_detection_that_may_be_misspelt_makes_none(write):
+    line = mistakes(write({"initial_proportions": "nothere/detection.json"}))[1]
+    assert "versatune.initial_proportions: nothere/detection.json does not exist; give the right path" in line
+    plan(write({"initial_proportions": "nothere/detection.json", "detection": {"num_samples": 50}}))
+
+
+@pytest.mark.parametrize("max_steps", [-1, None])
+def test_max_steps_of_minus_one_plans_by_epochs(write, max_steps):
+    assert facts(plan(write(max_steps=max_steps)))["steps"].startswith("58 of 4 rows each, 29 per epoch")
 
 
 def tokenised(number: int, num_masked: int, **more) -> str:
@@ -389,6 +525,10 @@ def test_one_mistake_is_one_line(write, monkeypatch, changes, said):
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
     (_, line) = mistakes(path)
     assert said in line
+
+
+def test_workers_that_are_no_number_are_a_mistake(write):
+    assert "ray_num_workers: must be a whole number, got [2]" in mistakes(write(ray_num_workers=[2]))[0]
 
 
 def test_a_key_that_is_given_twice_is_refused(write):

@@ -400,3 +400,45 @@ def test_a_misspelt_block_is_noticed_with_its_name():
 @pytest.mark.parametrize("yaml", [{}, {"datasets": [{"path": "a"}], "base_model": "m"}, {"datasets": None}])
 def test_a_yaml_that_never_asked_for_a_mixture_is_left_alone(yaml):
     assert forgotten_block_problems(yaml) == []
+
+
+# --- values of a wrong kind ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("domain", [["law"], {"name": "law"}, [["law"]], {}])
+def test_a_domain_that_is_a_list_or_a_block_is_a_mistake_like_any_other(domain):
+    datasets = [{"path": "a", "domain": domain}, {"path": "b", "domain": "law"}]
+    (line,) = mistakes(datasets=datasets)
+    assert line == f"datasets[0] (a): a domain must be a non-empty name without blanks around it, got {domain!r}"
+
+
+@pytest.mark.parametrize("path", [["a", "b"], {"law": "a"}, None, 3])
+def test_a_path_that_is_none_is_a_mistake(path):
+    (line,) = mistakes(datasets=[{"path": path, "domain": "law"}, {"path": "b", "domain": "code"}])
+    assert line == f"datasets[0]: path must be one file, folder or name on a hub, got {path!r}"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("given", [True, "dispatch", [1]])
+def test_an_accelerator_config_that_is_no_block_is_a_mistake(streaming, given):
+    tests = [{"path": domain, "domain": domain} for domain in ("law", "code")]
+    changes = {"streaming": streaming, "max_steps": 5, "test_datasets": tests}
+    lines = mistakes(BLOCK | {"update_interval": 2}, accelerator_config=given, **changes)
+    assert lines == [f"accelerator_config: must be a block of keys, got {given!r}"]
+
+
+@pytest.mark.parametrize("key", ["weight", "balance_labels"])
+def test_what_draws_a_datasets_rows_more_often_is_refused(key):
+    (line,) = mistakes(datasets=[{"path": "a", "domain": "law"}, {"path": "b", "domain": "code", key: 2}])
+    assert line.startswith(f"datasets[1] (b): {key}: cannot be combined with versatune")
+    assert line.endswith("(given: 2)")
+
+
+@pytest.mark.parametrize("max_steps", [-1, 0])
+def test_max_steps_of_transformers_that_mean_by_epochs_are_left_out(max_steps):
+    yaml = make_yaml(max_steps=max_steps)
+    fill_in(yaml)
+    assert yaml["max_steps"] is None
+    tests = [{"path": domain, "domain": domain} for domain in ("law", "code")]
+    (line,) = mistakes(streaming=True, max_steps=max_steps, test_datasets=tests)
+    assert "max_steps must be given" in line

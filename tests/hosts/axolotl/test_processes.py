@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.hosts import runs
 from tests.hosts.axolotl.commands import RECORDED, environment, launched, train, write
 from tests.hosts.compared import check_history, check_rows
 from tests.tiny import axolotl_config
+from versatune_plugin.hosts.axolotl.processes import end_with_parent
 
 
 def axolotl_run(workspace: Path, folder: Path, **changes) -> dict:
@@ -81,3 +83,29 @@ def test_two_workers_of_ray_do_what_one_process_does(workspace, tmp_path, one):
     )
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     check(tmp_path / "out", one)
+
+
+def _parent(file: str) -> None:
+    child = subprocess.Popen(["sleep", "60"], preexec_fn=end_with_parent)
+    Path(file).write_text(str(child.pid))
+    time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux tells")
+def test_a_child_ends_when_its_parent_is_killed(tmp_path):
+    file = tmp_path / "pid"
+    parent = runs.CONTEXT.Process(target=_parent, args=(str(file),))
+    parent.start()
+    until(lambda: file.exists() and file.read_text())
+    stat = Path(f"/proc/{file.read_text()}/stat")
+    assert stat.read_text().split()[2] in "SRD"
+    parent.kill()
+    parent.join()
+    until(lambda: not stat.exists() or stat.read_text().split()[2] == "Z")
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -160,6 +160,7 @@ def test_preprocessed_rows_are_used_and_an_edit_is_noticed(workspace, tmp_path):
         entry["path"] = entry["path"].replace(str(workspace), str(tmp_path))
     status, output = axolotl(config, tmp_path, action="preprocess")
     assert status == 0, output[-3000:]
+    assert output.count("Count of labels:") == len(DOMAINS), "as without the plugin, here of each domain"
     prepared = sorted(path.name for path in (tmp_path / "prepared").iterdir())
     assert [name.rpartition("-")[0] for name in prepared] == sorted(DOMAINS)
     write_jsonl(tmp_path / "data" / "law" / "train.jsonl", tiny.make_rows("law", 50))
@@ -197,3 +198,29 @@ def test_plugin_without_a_block_changes_nothing(workspace, tmp_path):
     train(config | {"plugins": [], "output_dir": str(tmp_path / "without")}, tmp_path)
     assert same_weights(tmp_path / "with", tmp_path / "without")
     assert not (tmp_path / "with" / "versatune").exists()
+
+
+def test_a_broken_line_stops_a_training_with_its_file_and_line(workspace, tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", tiny.make_rows("law", 3))
+    path.write_text(path.read_text() + '{"instruction": \n')
+    config = axolotl_config(workspace, tmp_path / "out", max_steps=-1, base_model=str(workspace / "model"))
+    config["datasets"][1]["path"] = str(path)
+    status, output = axolotl(config, tmp_path)
+    assert status == 1
+    said = " ".join(output.split())
+    assert "the datasets of domain 'medicine'" in said
+    assert "line 4: Expecting value at column" in said
+
+
+def test_a_training_by_max_steps_of_minus_one_says_what_was_dropped(workspace, tmp_path):
+    config = axolotl_config(workspace, tmp_path / "out", max_steps=-1, num_epochs=0.5, save_strategy="no")
+    del config["save_steps"]
+    law = tiny.make_rows("law", 12)
+    law[0]["output"] = "court " * 300
+    config["datasets"][0]["path"] = str(write_jsonl(tmp_path / "law.jsonl", law))
+    config["datasets"][1]["path"] = str(write_jsonl(tmp_path / "medicine.jsonl", law[:5]))
+    output = train(config, tmp_path)
+    assert runs.history(tmp_path / "out")[-1]["step"] == 5  # of 36 rows, 18 in steps of 4
+    said = " ".join(output.split())
+    assert "law: 1 of 12 rows were dropped in preparation" in said
+    assert "4 of 11 training rows of 'law' are training rows of 'medicine', too" in said

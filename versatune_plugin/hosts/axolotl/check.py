@@ -27,6 +27,7 @@ from versatune_plugin.config.settings import provisional
 from versatune_plugin.domains import nearest
 from versatune_plugin.hosts.axolotl import config as axolotl_config
 from versatune_plugin.hosts.axolotl import measurements
+from versatune_plugin.hosts.axolotl.causes import file_problem, in_words
 from versatune_plugin.hosts.axolotl.detection import texts_of
 from versatune_plugin.hosts.length import RunLength, steps_of_references
 from versatune_plugin.hosts.plan import Plan, detection_work, format_plan
@@ -38,7 +39,6 @@ from versatune_plugin.mixture.steering import LookAhead
 _MENDABLE = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError)
 _PLUGIN = "versatune_plugin.VersaTunePlugin"
 _KEYS_OF_FILES = {"strategy", "initial_proportions", "detection", "reference_losses", "reference"}
-_DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
 _UNTOLD = "whether the model loads and fits into memory, and what the trainer says of its arguments"
 _UNTOLD_WITHOUT_GPU = "whether a GPU can do what is asked of it: this machine has none"
 
@@ -70,7 +70,10 @@ def plan_of(path: Path, raw: Mapping, num_processes: int | None = None) -> Plan:
     Raises:
         ValueError: Mistakes, all that were found together.
     """
-    num_processes = num_processes or int(os.environ.get("WORLD_SIZE") or raw.get("ray_num_workers") or 1)
+    workers = raw.get("ray_num_workers") or 1
+    if not isinstance(workers, int):
+        raise ValueError(f"ray_num_workers: must be a whole number, got {workers!r}")
+    num_processes = num_processes or int(os.environ.get("WORLD_SIZE") or workers)
     environment = _environment(AXOLOTL_TEE_STDOUT="0", WORLD_SIZE=None)
     problems: list[str] = []
     with environment, _hosts_words_on_stderr() as show_from, TemporaryDirectory() as scratch:
@@ -213,12 +216,7 @@ def _validated(path: Path, raw: Mapping, scratch: Path, num_processes: int, prob
             problems.append(f"{where}: {mistake['msg']}" if where else mistake["msg"].removeprefix("Value error, "))
     except Exception as error:  # Axolotl's; ours has run above
         if isinstance(error, _MENDABLE) or not problems:  # what was not foreseen may follow from what was found
-            problems.append(f"Axolotl: {_in_words(error)}")
-
-
-def _in_words(error: Exception) -> str:
-    """An error's text; where that alone would not say what is wrong, its type, too."""
-    return str(error) if isinstance(error, _MENDABLE) and str(error) else f"{type(error).__name__}: {error}"
+            problems.append(f"Axolotl: {in_words(error)}")
 
 
 def _data_problems(raw: Mapping) -> list[str]:
@@ -227,13 +225,8 @@ def _data_problems(raw: Mapping) -> list[str]:
     for key in ("datasets", "test_datasets"):
         for number, entry in enumerate(raw[key] if isinstance(raw.get(key), list) else ()):
             given = entry.get("path") if isinstance(entry, Mapping) else None
-            if not isinstance(given, str) or Path(given).suffix not in _DATA_FILES or "://" in given:
-                continue
-            where, file = f"{key}[{number}] (domain {entry.get('domain')!r})", Path(given)
-            if not file.exists():
-                problems.append(f"{where}: there is no file {file}")
-            elif file.is_file() and file.stat().st_size == 0:
-                problems.append(f"{where}: the file {file} is empty")
+            if isinstance(given, str) and "://" not in given and (problem := file_problem(Path(given))):
+                problems.append(f"{key}[{number}] (domain {entry.get('domain')!r}): {problem}")
     return problems
 
 
@@ -251,7 +244,7 @@ def _plugin_problems(raw: Mapping) -> list[str]:
         try:
             loaded.append(load_plugin(name))
         except Exception as error:
-            problems.append(f"plugins: {name} cannot be loaded: {_in_words(error)}")
+            problems.append(f"plugins: {name} cannot be loaded: {in_words(error)}")
     if not any(isinstance(plugin, VersaTunePlugin) for plugin in loaded):
         problems.append(f"versatune: without our plugin Axolotl ignores this block: add {_PLUGIN} under `plugins:`")
     return problems
@@ -305,6 +298,7 @@ def _has_gpu() -> bool:
 
 def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     """The plan of a validated config; None where mistakes were found."""
+    from versatune_plugin.files.rows import shared_rows
     from versatune_plugin.hosts.axolotl.data import load_domains
     from versatune_plugin.hosts.axolotl.plugin import block_of, columns_read, host_problems
     from versatune_plugin.hosts.checks import are_streams, check_domains_fit, check_rows, num_rows
@@ -315,10 +309,10 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     missing = measurements.missing_files(config)
     problems += [f"versatune: {problem}" for problem in host_problems(cfg, config)]
     problems += measurements.missing_problems(config, missing)
-    rows = _try(problems, lambda: load_domains(cfg, config, _load_readably))
-    if rows is None:
+    loaded = _try(problems, lambda: load_domains(cfg, config))
+    if loaded is None:
         return None
-    train, heldout = rows
+    rows = train, heldout = loaded.train, loaded.heldout
     _try(problems, lambda: check_domains_fit(config, train, heldout))
     _try(problems, lambda: check_rows(config, train, heldout))
     _try(problems, lambda: stand_in(train, columns_read(cfg)))
@@ -328,6 +322,8 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     if problems:
         return None
     probe, remarks = _try(problems, lambda: _probe(config, measured, cfg, rows, counts), (None, {}))
+    shared = [] if are_streams(train) else shared_rows(train, heldout)
+    remarks |= {"rows": [*loaded.notes, *shared]}
     remarks |= _measurement_remarks(path, config, cfg, missing, train) | _setting_remarks(raw, cfg, config, missing)
     of = "of the first " if are_streams(train) else "of "
     remarks |= {"targets": [f"warning: {line}" for line in target_remarks(_first_rows(train), heldout, of)]}
@@ -347,18 +343,6 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
         remarks={heading: lines for heading, lines in remarks.items() if lines},
         **counts,
     )
-
-
-def _load_readably(cfg):
-    """Axolotl's loading of rows, where whatever goes wrong is a mistake of the YAML or the data."""
-    from axolotl.common.datasets import load_datasets
-
-    try:
-        return load_datasets(cfg=cfg)
-    except _MENDABLE as error:
-        raise ValueError(str(error)) from error
-    except Exception as error:
-        raise ValueError(f"{_in_words(error)} (do the rows have what the dataset's `type:` asks for?)") from error
 
 
 def _measured(
@@ -518,6 +502,8 @@ def _unused(raw: Mapping, cfg, config: VersaTuneConfig) -> list[str]:
     """Keys that do nothing in this run."""
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
+    from versatune_plugin.hosts.axolotl.plugin import unknown_in_entries
+
     known = AxolotlInputConfig.model_fields
     unused = [f"versatune.{key}, under this strategy" for key in config.unused]
     handover = Handover.of_config(cfg)
@@ -529,4 +515,5 @@ def _unused(raw: Mapping, cfg, config: VersaTuneConfig) -> list[str]:
         *unused,
         *axolotl_config.unused_in_packing(raw),
         *(f"{key}: Axolotl does not know it{nearest(str(key), known)}" for key in unknown),
+        *unknown_in_entries(raw),
     ]

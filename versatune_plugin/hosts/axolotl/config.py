@@ -32,6 +32,7 @@ UNUSED_IN_PACKING = {
 """Keys of Axolotl's packing that mean nothing under a mixture, each with what is done instead."""
 
 _REFUSED = {
+    "balance_labels": "it changes how often rows are drawn, which the mixture decides",
     "pretraining_dataset": "its rows have no epochs, and their domains are not known; put the data under `datasets:`",
     "rl": "the plugin mixes supervised fine-tuning only",
     "reward_model": "the plugin mixes supervised fine-tuning only",
@@ -39,6 +40,10 @@ _REFUSED = {
     "curriculum_sampling": "it keeps the rows in their order, and the mixture changes it",
     "group_by_length": "it orders rows by length, the mixture draws them by domain",
     "auto_find_batch_size": "it changes the number of rows per step in the middle of a run",
+}
+_REFUSED_IN_ENTRIES = {
+    "weight": "how often a domain's rows are drawn is its proportion: give it in versatune.initial_proportions",
+    "balance_labels": "it changes how often rows are drawn, which the mixture decides",
 }
 
 
@@ -93,15 +98,24 @@ def fill_in(cfg: dict) -> None:
         if cfg.get(key)
     ]
     problems += _packing_problems(cfg)
+    if not isinstance(cfg.get("base_model"), str) and "base_model" in cfg:
+        problems.append(f"base_model: must be the name or the folder of a model, got {cfg['base_model']!r}")
+    if not isinstance(cfg.get("accelerator_config") or {}, Mapping):
+        problems.append(f"accelerator_config: must be a block of keys, got {cfg['accelerator_config']!r}")
     problems += [
         f"{key}: must be above 0, got {cfg[key]!r}"
         for key in ("micro_batch_size", "gradient_accumulation_steps", "num_epochs")
         if isinstance(cfg.get(key), int | float) and cfg[key] <= 0
     ]
     problems += [
+        f"{key}: must be a number above 0, got nothing"
+        for key in ("micro_batch_size", "gradient_accumulation_steps")
+        if key in cfg and cfg[key] is None
+    ]
+    problems += [
         f"{key}: above 1 several processes work on the same rows, and versatune needs rows of its own on each"
         for key in ("context_parallel_size", "tensor_parallel_size")
-        if (cfg.get(key) or 1) > 1
+        if isinstance(cfg.get(key), int) and cfg[key] > 1
     ]
     paths = _paths_by_domain(block)
     entries = {key: _entries(cfg, key, problems) for key in ("datasets", "test_datasets")}
@@ -117,6 +131,8 @@ def fill_in(cfg: dict) -> None:
         problems += domain_problems(block, named)
     if problems:
         raise ValueError(f"versatune: {len(problems)} mistake(s) in the YAML:\n  " + "\n  ".join(problems))
+    if isinstance(cfg.get("max_steps"), int) and cfg["max_steps"] <= 0:  # transformers' way to say: by epochs
+        cfg["max_steps"] = None
     cfg[HANDOVER] = str(replace(handover, dataset_domains=tuple(train), test_dataset_domains=tuple(test)))
 
 
@@ -125,7 +141,7 @@ def _stream_problems(cfg: Mapping, block: Mapping, found: list[str]) -> list[str
     problems = [] if found else stream_checks.block_problems(VersaTuneConfig.model_validate(dict(block)))
     if cfg.get("sample_packing"):
         problems.append("streaming: with sample_packing Axolotl streams one dataset only: set one of the two to false")
-    if not cfg.get("max_steps"):
+    if not (isinstance(cfg.get("max_steps"), int) and cfg["max_steps"] > 0):
         problems.append("streaming: a stream has no length, so max_steps must be given")
     if cfg.get("dataloader_num_workers"):
         problems.append(
@@ -137,7 +153,7 @@ def _stream_problems(cfg: Mapping, block: Mapping, found: list[str]) -> list[str
             f"dataloader_prefetch_factor {cfg['dataloader_prefetch_factor']}: streams are read without workers, which "
             "alone prefetch: leave it out"
         )
-    accelerator = cfg.get("accelerator_config")
+    accelerator = cfg.get("accelerator_config") or {}
     if isinstance(accelerator, Mapping) and accelerator.get("dispatch_batches"):
         problems.append("accelerator_config.dispatch_batches: every process reads the streams itself: set it to false")
     return problems
@@ -245,9 +261,17 @@ def _domains_of(entries: list, key: str, block: Mapping, noted: Sequence) -> tup
     noted = noted if len(noted) == len(entries) else [None] * len(entries)
     domains, problems = [], []
     for number, (entry, before) in enumerate(zip(entries, noted, strict=True)):
-        where = f"{key}[{number}] ({entry.get('path')})"
-        own, mapped = entry.get("domain"), domain_of_path.get(entry.get("path"))
+        where, path = f"{key}[{number}] ({entry.get('path')})", entry.get("path")
+        if not isinstance(path, str):
+            problems.append(f"{key}[{number}]: path must be one file, folder or name on a hub, got {path!r}")
+            path = None
+        own, mapped = entry.get("domain"), domain_of_path.get(path)
         domain = next((name for name in (own, mapped, before) if name is not None), None)
+        problems += [
+            f"{where}: {name}: cannot be combined with versatune: {reason} (given: {entry[name]!r})"
+            for name, reason in _REFUSED_IN_ENTRIES.items()
+            if entry.get(name)
+        ]
         if own is not None and mapped is not None and own != mapped:
             problems.append(f"{where}: domain is {own!r} here and {mapped!r} in versatune.domains")
         if domain is None and block.get("domain_column"):
@@ -256,6 +280,7 @@ def _domains_of(entries: list, key: str, block: Mapping, noted: Sequence) -> tup
             problems.append(f"{where}: no domain; add `domain: NAME` to it, or its path to versatune.domains")
         elif (problem := name_problem(domain)) and (domain is None or domain is not before):
             problems.append(f"{where}: {problem}")
+            domain = None
         domains.append(domain)
     return domains, problems
 

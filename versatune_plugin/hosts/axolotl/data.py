@@ -2,16 +2,17 @@
 
 import copy
 import hashlib
-import logging
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.common.datasets import load_datasets
-from axolotl.utils.data.shared import load_dataset_with_config
+from axolotl.utils.data.shared import datasets_with_name_generator, load_dataset_with_config
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset, DatasetDict, IterableDataset
 from filelock import FileLock
@@ -19,72 +20,168 @@ from filelock import FileLock
 from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.handover import Handover
 from versatune_plugin.files import rows as data
+from versatune_plugin.files.whole import write_whole
+from versatune_plugin.hosts.axolotl.causes import cause
 from versatune_plugin.hosts.axolotl.config import BY_COLUMN, domain_order
-
-logger = logging.getLogger(__name__)
 
 # Given as the numbers of tokens, keeps Axolotl from counting them, and from packing all rows of a domain to count steps
 # that nobody asks for; and is so large that it never finds a set too small, which depends on all domains together.
 _NOT_COUNTED = 10**15
+_NOT_IN_AXOLOTLS_KEY = ("seed", "val_set_size", "excess_length_strategy", "min_sample_len", "eval_sequence_len")
+"""Settings by which prepared rows differ, and which Axolotl's cache key leaves out."""
+_STATE = "state.json"  # of a saved dataset
+_LONGEST_NAME = 60  # characters of a domain's name in that of a folder
 
 
-def load_domains(
-    cfg: DictDefault, config: VersaTuneConfig, load: Callable = load_datasets
-) -> tuple[dict[str, Dataset] | dict[str, IterableDataset], dict[str, Dataset]]:
-    """Training rows, under `streaming` streams, and held-out rows per domain, in domain order.
+class DomainRows(NamedTuple):
+    """The rows of all domains, prepared."""
 
-    Every domain goes through Axolotl's loader on its own, under a copy of the config that holds only its
-    datasets. Its prepared rows lie in a folder named after the content of its local files, since Axolotl's own
-    cache key ignores the content and would silently use old rows after an edit. In a reference run, only the domain
-    it is about is loaded.
+    train: dict[str, Dataset] | dict[str, IterableDataset]
+    """Training rows, under `streaming` streams, in domain order."""
+    heldout: dict[str, Dataset]
+    """Held-out rows."""
+    notes: list[str]
+    """What became of rows on the way, with numbers."""
+
+
+def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> DomainRows:
+    """The rows of all domains, each of which goes through Axolotl's loader on its own.
+
+    That gets a copy of the config that holds only the domain's datasets. Its prepared rows lie in a folder named after
+    the content of its local files, since Axolotl's own cache key ignores the content and would silently use old rows
+    after an edit. What Axolotl does to the whole corpus, `dataset_exact_deduplication`, is then done over all domains.
+    A reference run gets the rows of the domain it is about.
 
     Args:
         cfg: Axolotl's validated config.
         config: The block.
-        load: Axolotl's loader, or one around it.
 
     Raises:
-        ValueError: Domains cannot be loaded; the message names each of them.
+        ValueError: Domains cannot be loaded; the message names each of them, with the cause.
     """
     handover = Handover.of_config(cfg)
     only = handover.reference_run.domain if handover.reference_run else None
-    train_entries = _entries_by_domain(cfg, cfg.datasets, handover.dataset_domains, config, only)
-    test_entries = _entries_by_domain(cfg, cfg.test_datasets or [], handover.test_dataset_domains, config, only)
+    needed = None if cfg.dataset_exact_deduplication else only  # which rows are twice depends on all domains
+    train_entries = _entries_by_domain(cfg, cfg.datasets, handover.dataset_domains, config, needed)
+    test_entries = _entries_by_domain(cfg, cfg.test_datasets or [], handover.test_dataset_domains, config, needed)
     named = domain_order(config, handover)
     ordered = [d for d in [*named, *(d for d in train_entries if d not in named)] if d in train_entries]
-    if not ordered:
+    if not ordered or only not in (None, *ordered):
         raise ValueError(f"versatune: no row of the datasets is of domain {only!r}")
-    train, heldout, problems = {}, {}, []
+    train, heldout, notes, problems = {}, {}, [], []
     for domain in ordered:
-        sub = copy.deepcopy(cfg)
-        sub.datasets = train_entries[domain]
-        sub.test_datasets = test_entries.get(domain)
-        sub.total_num_tokens = sub.total_supervised_tokens = _NOT_COUNTED
-        sub.sample_packing_eff_est = 1.0
+        entries, tests = train_entries[domain], test_entries.get(domain)
         try:
-            if cfg.streaming:
-                train[domain], heldout_rows = _stream_and_heldout(cfg, sub, domain, load)
-            else:
-                sub.dataset_prepared_path = str(_prepared_path(cfg, domain, sub.datasets, sub.test_datasets))
-                meta = load(cfg=sub)
-                train[domain], heldout_rows = meta.train_dataset, meta.eval_dataset
-        except (ValueError, OSError) as error:
-            paths = ", ".join(str(entry.path) for entry in [*train_entries[domain], *test_entries.get(domain, [])])
-            problems.append(f"the datasets of domain {domain!r} ({paths}) cannot be loaded: {error}")
+            train[domain], heldout_rows, said = _load_domain(cfg, domain, entries, tests)
+        except Exception as error:  # whatever it is, the domain and its files must be told
+            paths = ", ".join(str(entry.path) for entry in [*entries, *(tests or [])])
+            why = cause(error, [*entries, *(tests or [])], _num_read_or_none(cfg, entries, "train"), cfg.val_set_size)
+            problems.append(f"the datasets of domain {domain!r} ({paths}) cannot be loaded: {why}")
+            failed = error
             continue
+        notes += said
         if heldout_rows is not None:
             heldout[domain] = heldout_rows
     if problems:
-        raise ValueError("versatune: " + "\n  ".join(problems))
+        raise ValueError("versatune: " + "\n  ".join(problems)) from failed
     for domain in test_entries:
         if domain not in train:
             raise ValueError(f"versatune: test_datasets have rows of domain {domain!r}, datasets have none")
-    return train, heldout
+    if cfg.dataset_exact_deduplication and not cfg.streaming:
+        train, heldout, left_out = _deduplicated(train, heldout, apart=bool(cfg.test_datasets))
+        notes += left_out
+    if only is not None:
+        train, heldout = ({d: rows for d, rows in part.items() if d == only} for part in (train, heldout))
+    return DomainRows(train, heldout, notes)
 
 
-def _stream_and_heldout(
-    cfg: DictDefault, sub: DictDefault, domain: str, load: Callable
-) -> tuple[IterableDataset, Dataset | None]:
+def _load_domain(
+    cfg: DictDefault, domain: str, entries: list, tests: list | None
+) -> tuple[Dataset | IterableDataset, Dataset | None, list[str]]:
+    """The training rows of a domain, its held-out rows, and what became of its rows on the way.
+
+    Raises:
+        ValueError: None of its rows are left.
+    """
+    sub = copy.deepcopy(cfg)
+    sub.datasets, sub.test_datasets = entries, tests
+    sub.total_num_tokens = sub.total_supervised_tokens = _NOT_COUNTED
+    sub.sample_packing_eff_est = 1.0
+    if cfg.streaming:
+        return *_stream_and_heldout(cfg, sub, domain), []
+    sub.dataset_prepared_path = str(_prepared_path(cfg, domain, entries, tests))
+    meta = load_datasets(cfg=sub)
+    train, heldout = meta.train_dataset, meta.eval_dataset
+    parts = [("rows", entries, "train", len(train) + (0 if tests or heldout is None else len(heldout)))]
+    parts += [("test_datasets rows", tests, "test", len(heldout))] if tests else []
+    notes = []
+    for name, of_part, split, left in parts:
+        read = _num_read(cfg, of_part, split, Path(sub.dataset_prepared_path))
+        why = f"sequence_len {cfg.sequence_len}, or its type makes nothing of them"
+        why += ", or they are twice" if cfg.dataset_exact_deduplication else ""
+        if left == 0:
+            raise ValueError(f"none of its {read:,} {name} is left after preparation ({why})")
+        if left < read:
+            notes.append(f"{domain}: {read - left:,} of {read:,} {name} were dropped in preparation ({why})")
+    return train, heldout, notes
+
+
+def _num_read(cfg, entries: list, split: str, prepared: Path) -> int:
+    """Rows of dataset entries before preparation; noted beside the prepared ones, for the next time."""
+    note = prepared / f"num-read-{split}.txt"
+    if not note.exists():
+        write_whole(note, str(sum(_num_rows(cfg, entry, split) for entry in datasets_with_name_generator(entries))))
+    return int(note.read_text(encoding="utf-8"))
+
+
+def _num_read_or_none(cfg, entries: list, split: str) -> int | None:
+    try:
+        return sum(_num_rows(cfg, entry, split) for entry in datasets_with_name_generator(entries))
+    except Exception:  # they cannot be read, which is what is being told
+        return None
+
+
+def _num_rows(cfg, entry: DictDefault, split: str) -> int:
+    if entry.type == "_synthetic":
+        return entry.length
+    rows = load_dataset_with_config(entry, bool(cfg.hf_use_auth_token))
+    if isinstance(rows, DatasetDict):
+        rows = rows[entry.split if entry.split in rows else split]
+    if entry.shards:
+        rows = rows.shard(num_shards=entry.shards, index=entry.shards_idx or 0)
+    if cfg.dataset_shard_num and cfg.dataset_shard_idx is not None:
+        rows = rows.shard(num_shards=cfg.dataset_shard_num, index=cfg.dataset_shard_idx)
+    return len(rows)
+
+
+def _deduplicated(train: dict, heldout: dict, *, apart: bool) -> tuple[dict, dict, list[str]]:
+    """Rows without those that an earlier domain has, too, as Axolotl leaves them out of one corpus.
+
+    Args:
+        train: Training rows per domain.
+        heldout: Held-out rows per domain.
+        apart: Whether held-out rows are a corpus of their own, as Axolotl has it with `test_datasets`; else training
+            and held-out rows are one.
+    """
+    both = {"training": train, "held-out": heldout}
+    parts = {(name, domain): both[name][domain] for domain in train for name in both if domain in both[name]}
+    corpora = [[key for key in parts if key[0] == name] for name in both] if apart else [list(parts)]
+    kept: dict[tuple[str, str], Dataset] = {}
+    for corpus in corpora:
+        kept |= data.without_duplicates({key: parts[key] for key in corpus})
+    notes = [
+        f"dataset_exact_deduplication: {len(rows) - len(kept[key]):,} of {len(rows):,} {key[0]} rows of {key[1]!r} are "
+        "in a domain before it, too, and left out"
+        for key, rows in parts.items()
+        if len(kept[key]) < len(rows)
+    ]
+    kept_train, kept_heldout = (
+        {domain: rows for (part, domain), rows in kept.items() if part == name} for name in both
+    )
+    return kept_train, kept_heldout, notes
+
+
+def _stream_and_heldout(cfg: DictDefault, sub: DictDefault, domain: str) -> tuple[IterableDataset, Dataset | None]:
     """The stream of a domain and its held-out rows, which Axolotl leaves out where it streams.
 
     They are loaded as the training rows of a config that does not stream. Prepared rows, which Axolotl would take for
@@ -92,13 +189,13 @@ def _stream_and_heldout(
     """
     test_entries, sub.test_datasets = sub.test_datasets, None
     sub.dataset_prepared_path = str(_base_path(cfg) / "streams")
-    stream = load(cfg=sub).train_dataset
+    stream = load_datasets(cfg=sub).train_dataset
     if not test_entries:
         return stream, None
     sub.streaming, sub.shuffle_merged_datasets = False, False
     sub.datasets = [DictDefault({**entry, "split": entry.split or "test"}) for entry in test_entries]
     sub.dataset_prepared_path = str(_prepared_path(cfg, domain, [], test_entries))
-    return stream, load(cfg=sub).train_dataset
+    return stream, load_datasets(cfg=sub).train_dataset
 
 
 def _entries_by_domain(
@@ -118,7 +215,7 @@ def _entries_by_domain(
 
 def _split_by_column(cfg, entry: DictDefault, column: str) -> dict[str, DictDefault]:
     """One dataset entry per value of the column, on rows that Axolotl read and that are kept on disk."""
-    folder = _base_path(cfg) / f"by-{_file_name(column)}-{_content_digest([entry])}"
+    folder = _base_path(cfg) / f"by-{_file_name(column)}-{_content_digest([entry], _base_path(cfg))}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -135,9 +232,9 @@ def _split_by_column(cfg, entry: DictDefault, column: str) -> dict[str, DictDefa
             for number, (domain, part) in enumerate(parts.items()):
                 part.save_to_disk(unfinished / str(number))
                 names.append(domain)
-            (unfinished / "domains.txt").write_text("\n".join(names), encoding="utf-8")
+            (unfinished / "domains.json").write_text(json.dumps(names), encoding="utf-8")
             os.replace(unfinished, folder)
-    names = (folder / "domains.txt").read_text(encoding="utf-8").split("\n")
+    names = json.loads((folder / "domains.json").read_text(encoding="utf-8"))
     local = {"ds_type": None, "data_files": None, "name": None, "split": None}
     return {
         domain: DictDefault({**entry, **local, "path": str(folder / str(number))})
@@ -146,7 +243,8 @@ def _split_by_column(cfg, entry: DictDefault, column: str) -> dict[str, DictDefa
 
 
 def _prepared_path(cfg, domain: str, train_entries: list, test_entries: list | None) -> Path:
-    digest = _content_digest([*train_entries, *(test_entries or [])], extra=f"{cfg.seed} {cfg.val_set_size}")
+    settings = " ".join(str(cfg.get(key)) for key in _NOT_IN_AXOLOTLS_KEY)
+    digest = _content_digest([*train_entries, *(test_entries or [])], _base_path(cfg), settings)
     return _base_path(cfg) / f"{_file_name(domain)}-{digest}"
 
 
@@ -155,19 +253,37 @@ def _base_path(cfg) -> Path:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "domain"
+    """As much of a name as a file's name may hold; what is told apart is told by the digest behind it."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)[:_LONGEST_NAME].strip("-") or "domain"
 
 
-def _content_digest(entries: Sequence, extra: str = "") -> str:
-    """A digest of dataset entries together with the content of their local files."""
+def _content_digest(entries: Sequence, prepared: Path, extra: str = "") -> str:
+    """A digest of dataset entries together with the content of their local files, but for what is prepared there."""
     digest = hashlib.blake2b(extra.encode(), digest_size=6)
     for entry in entries:
         digest.update(repr(sorted((key, str(value)) for key, value in entry.items() if value is not None)).encode())
         given = [entry.path, *(entry.data_files if isinstance(entry.data_files, list) else [entry.data_files])]
         for path in map(Path, filter(None, given)):
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    digest.update(file.name.encode())
-                    with file.open("rb") as content:
-                        digest.update(hashlib.file_digest(content, "blake2b").digest())
+            for file in data_files(path, prepared):
+                digest.update(file.name.encode())
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "blake2b").digest())
     return digest.hexdigest()
+
+
+def data_files(path: Path, prepared: Path) -> list[Path]:
+    """The files that a local path stands for, in their order.
+
+    Of a saved dataset only those that it names, since `datasets` puts caches of its own beside them; nothing below the
+    folder of prepared rows, unless the path lies there itself.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    if (path / _STATE).exists():
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        named = [path / file["filename"] for file in state["_data_files"]]
+        return [file for file in [*named, path / _STATE, path / "dataset_info.json"] if file.exists()]
+    inside = [part for part in sorted(path.iterdir()) if part.resolve() != prepared.resolve()]
+    return [file for part in inside for file in data_files(part, prepared)]

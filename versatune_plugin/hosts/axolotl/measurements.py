@@ -14,12 +14,12 @@ from versatune_plugin.config.handover import Handover
 from versatune_plugin.config.measured import Measured
 from versatune_plugin.files.whole import write_whole
 from versatune_plugin.hosts.axolotl.detection import base_model_of, texts_of
-from versatune_plugin.hosts.axolotl.processes import without_launcher
+from versatune_plugin.hosts.axolotl.processes import end_with_parent, without_launcher
 from versatune_plugin.hosts.axolotl.references import remedy, settings_of
 from versatune_plugin.hosts.checks import describe_model
 from versatune_plugin.hosts.stream_checks import fitted_on_rows
 from versatune_plugin.measuring import references
-from versatune_plugin.measuring.detection.run import detected_start
+from versatune_plugin.measuring.detection.run import detected_start, missing_problem
 from versatune_plugin.measuring.references.rows import Rows
 
 logger = logging.getLogger("axolotl.versatune")
@@ -46,7 +46,7 @@ def models_of_missing(config: VersaTuneConfig, missing: Mapping[str, Path]) -> d
 
 def missing_problems(config: VersaTuneConfig, missing: Mapping[str, Path]) -> list[str]:
     """Why missing files cannot be made; of a model's name on a hub, nothing is told."""
-    problems = []
+    problems = [problem] if "detect" in missing and (problem := missing_problem(config)) else []
     if "references" in missing and config.reference is None:
         problems.append(
             f"versatune.reference_losses: {missing['references']} does not exist; give the numbers, the right path, or "
@@ -97,7 +97,8 @@ def _make(action: str, file: Path, raw: Mapping) -> None:
     write_whole(path, yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
     logger.info("%s does not exist: making it first, as `axolotl versatune-%s %s` does", file, action, path)
     command = [sys.executable, "-m", "versatune_plugin.cli", action, str(path)]
-    finished = subprocess.run(command, env=without_launcher(os.environ), check=False)
+    environment = without_launcher(os.environ)
+    finished = subprocess.run(command, env=environment, preexec_fn=end_with_parent, check=False)
     if finished.returncode:
         raise RuntimeError(f"{file} could not be made (status {finished.returncode}): what was said stands above")
 

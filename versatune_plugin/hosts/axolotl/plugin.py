@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 
 from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin, PluginManager
@@ -10,6 +11,7 @@ from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.handover import Handover
 from versatune_plugin.config.measured import Measured
 from versatune_plugin.config.settings import provisional
+from versatune_plugin.domains import nearest
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts.axolotl import config as axolotl_config
 
@@ -37,7 +39,7 @@ class VersaTunePlugin(BasePlugin):
             cfg[key] = value
         if settings:
             logger.info("%s: %s", ", ".join(f"{key} {value}" for key, value in settings.items()), reason)
-        for line in axolotl_config.unused_in_packing(cfg):
+        for line in [*axolotl_config.unused_in_packing(cfg), *unknown_in_entries(self._yaml)]:
             logger.warning(line)
 
     def get_input_args(self) -> str:
@@ -62,11 +64,14 @@ class VersaTunePlugin(BasePlugin):
             raise ValueError("versatune: " + "; ".join(problems))
         if not preprocess:
             measurements.make_what_is_missing(config, self._yaml)
-        train, heldout = load_domains(cfg, config)
+        train, heldout, notes = load_domains(cfg, config)
+        for line in notes:
+            logger.warning(line)
         check_domains_fit(config, train, heldout)
         check_rows(config, train, heldout)
         wanted = columns_read(cfg)
         joined = stand_in(train, wanted)
+        self._show_labels(cfg, train)
         measured = provisional(config, tuple(train))  # preprocessing may come before anything is measured
         if not preprocess:
             measured = measurements.measured_for(config, cfg, self._yaml, train, heldout)
@@ -122,6 +127,20 @@ class VersaTunePlugin(BasePlugin):
         trainer.reference_run = self._reference_run
         trainer.use_mixture(self._config, self._train, self._heldout, self._measured, logger)
 
+    def _show_labels(self, cfg, train) -> None:
+        """What `debug: true`, `--debug` and the like ask for: some rows of each domain with their labels."""
+        asked = {key: self._yaml.get(key) for key in ("debug", "debug_text_only", "debug_num_examples")}
+        if not any(asked.values()) or cfg.streaming:
+            return
+        from axolotl.loaders import load_tokenizer
+        from axolotl.utils.tokenization import check_dataset_labels
+
+        tokenizer = load_tokenizer(cfg)
+        for domain, rows in train.items():
+            number = min(max(1, int(asked["debug_num_examples"] or 0)), len(rows))
+            logger.info("labels of %d row(s) of %s:", number, domain)
+            check_dataset_labels(rows, tokenizer, num_examples=number, text_only=bool(asked["debug_text_only"]))
+
     def _length(self, cfg, config: VersaTuneConfig, measured: Measured, train, *, packs: bool, of_reference: bool):
         """The length of the run; how many rows a packed step takes differs from step to step, and is estimated."""
         from versatune_plugin.hosts.checks import num_rows, rows_per_epoch
@@ -176,6 +195,21 @@ def host_problems(cfg, config: VersaTuneConfig) -> list[str]:
 def columns_read(cfg) -> tuple[str, ...] | None:
     """Columns of prepared rows that may reach the model or a collator; None: all of them."""
     return None if cfg.remove_unused_columns is False else ("attention_mask", "position_ids", "token_type_ids")
+
+
+def unknown_in_entries(cfg) -> list[str]:
+    """Keys of dataset entries that Axolotl drops without a word."""
+    from axolotl.utils.schemas import datasets as schemas
+
+    known = {"domain", *schemas.SFTDataset.model_fields, *schemas.SyntheticDataset.model_fields}
+    return [
+        f"{key}[{number}].{name}: Axolotl does not know it{nearest(str(name), known)}"
+        for key in ("datasets", "test_datasets")
+        for number, entry in enumerate(cfg[key] if isinstance(cfg.get(key), list) else ())
+        if isinstance(entry, Mapping)
+        for name in entry
+        if name not in known
+    ]
 
 
 def block_of(cfg) -> VersaTuneConfig:

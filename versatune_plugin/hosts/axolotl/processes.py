@@ -1,5 +1,6 @@
 """Processes that our commands start: without what a launcher left, alone at their work, and ended with the command."""
 
+import ctypes
 import fcntl
 import os
 import re
@@ -15,11 +16,20 @@ _OF_A_LAUNCHER = re.compile(
     r"|TORCHELASTIC_.*|TORCH_NCCL_ASYNC_ERROR_HANDLING"
 )
 
+_SIGNAL_AT_PARENTS_END = 1  # PR_SET_PDEATHSIG
+_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
+
 
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process that no launcher has started, and that finds the launchers of this Python."""
     kept = {name: value for name, value in environment.items() if not _OF_A_LAUNCHER.fullmatch(name)}
     return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"}
+
+
+def end_with_parent() -> None:
+    """Called in a new process: under Linux it gets SIGTERM when the one that started it ends, however that comes."""
+    if _LIBRARY is not None:
+        _LIBRARY.prctl(_SIGNAL_AT_PARENTS_END, signal.SIGTERM)
 
 
 def axolotl_train(path: Path, launch: Sequence[str], environment: Mapping[str, str], lock: int) -> None:

@@ -88,7 +88,7 @@ def yaml_of_run(raw: Mapping, making: Making, domain: str, output_dir: Path, own
             "save_strategy": "epoch",
             "save_total_limit": 1,
             "auto_resume_from_checkpoints": True,
-            "versatune": _block(making, domain),
+            "versatune": _block(making, None if raw.get("dataset_exact_deduplication") else domain),
             HANDOVER: str(Handover(reference_run=making.reference_run(domain))),
         }
     )
@@ -100,14 +100,15 @@ def _datasets(raw: Mapping, domain: str) -> dict:
     result = {}
     for key, domains in (("datasets", noted.dataset_domains), ("test_datasets", noted.test_dataset_domains)):
         entries = zip(raw.get(key) or [], domains, strict=True)
-        result[key] = [entry for entry, name in entries if name in (domain, BY_COLUMN)]
+        every = raw.get("dataset_exact_deduplication")  # its rows are those that no other domain has
+        result[key] = [entry for entry, name in entries if every or name in (domain, BY_COLUMN)]
     return result
 
 
-def _block(making: Making, domain: str) -> dict:
+def _block(making: Making, only: str | None) -> dict:
     config = making.config
     names = {
-        "domains": {name: paths for name, paths in (config.domains or {}).items() if name == domain} or None,
+        "domains": {name: paths for name, paths in (config.domains or {}).items() if only in (None, name)} or None,
         "domain_column": config.domain_column,
     }
     return {key: value for key, value in (making.block | names).items() if value is not None}

@@ -161,7 +161,7 @@ def _prepared(
     from versatune_plugin.hosts.axolotl.data import load_domains
 
     cfg = load_cfg(str(path), output_dir=str(references.runs_folder(file)))  # this command's log goes there
-    train, heldout = load_domains(cfg, config)
+    train, heldout, _ = load_domains(cfg, config)
     check_domains_fit(config, train, heldout)
     making = _making(cfg, config, file, num_probe_rows(cfg, config, train, heldout), launch)
     num_rows, tokenizer = {domain: len(rows) for domain, rows in train.items()}, load_tokenizer(cfg)
@@ -172,7 +172,7 @@ def _prepared(
         making = replace(making, difference=tokenizer_difference(tokenizer, other, main.texts))
     making.announce(steps_of_references(making.reference, num_rows, rows_per_step(cfg)), cfg.warmup_steps or 0, say)
     if making.difference is not None:
-        reference = Rows(*load_domains(of_reference, config), making.num_rows, cfg.seed, decoder(other))
+        reference = Rows(*load_domains(of_reference, config)[:2], making.num_rows, cfg.seed, decoder(other))
         limit = f"sequence_len {cfg.sequence_len}"
         check_same_rows(main.probe, reference.probe, making.reference.model, limit, "fall out")
     return making, main, reference

@@ -16,7 +16,7 @@ from versatune_plugin.hosts.trainer import visible_logger
 from versatune_plugin.hosts.trl.processes import on_main, random_state_kept
 from versatune_plugin.measuring.detection.models import SampledModel
 from versatune_plugin.measuring.detection.run import detected_start as read_start
-from versatune_plugin.measuring.detection.run import make_detection
+from versatune_plugin.measuring.detection.run import make_detection, missing_problem
 from versatune_plugin.measuring.detection.texts import row_texts
 from versatune_plugin.report.detection import format_detection
 
@@ -43,6 +43,8 @@ def detected_start(config: VersaTuneConfig, train: Mapping, args: tuple, kwargs:
         return read_start(config, tuple(train), base, fitted_on_rows, logger)
     texts = {domain: row_texts(rows) for domain, rows in train.items()}
     if not on_main(file.exists):
+        if problem := missing_problem(config):
+            raise ValueError(problem)
         if PartialState().num_processes > 1:
             script = shlex.join(["python", *sys.argv])
             raise RuntimeError(

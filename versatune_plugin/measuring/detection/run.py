@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from versatune_plugin.config.block import VersaTuneConfig
+from versatune_plugin.config.block import DETECTION_FILE, VersaTuneConfig
 from versatune_plugin.config.measured import Measured
 from versatune_plugin.config.sections import DetectionConfig
 from versatune_plugin.files.fingerprints import model_fingerprint, texts_fingerprint
@@ -126,6 +126,17 @@ def detected_start(
     judge = document.judge_name["kind"]
     logger.info("start from %s (%s, %s texts): %s", file, judge, f"{document.num_judged:,}", shares)
     return Measured(start=document.proportions, sources={"detection": document.source(file)})
+
+
+def missing_problem(config: VersaTuneConfig) -> str | None:
+    """Why a run does not make its missing detection.json itself: a path that may be misspelt says how to make it."""
+    file = config.detection_file
+    if file in (None, DETECTION_FILE) or config.detection is not None:
+        return None
+    return (
+        f"versatune.initial_proportions: {file} does not exist; give the right path, or `detected`, which makes "
+        f"{DETECTION_FILE}, or a `detection:` block to make {file} with"
+    )
 
 
 def build_generator(settings: DetectionConfig, base: SampledModel) -> tuple[Generator, str]:
