@@ -20,7 +20,7 @@ from versatune_plugin.domains import ProportionsLike, check_proportions
 from versatune_plugin.sampler.fair_costs import FairCosts, RowCosts
 from versatune_plugin.sampler.fair_counts import FairCounts, Place
 from versatune_plugin.sampler.permutation import RowOrder, scramble
-from versatune_plugin.sampler.states import check_state
+from versatune_plugin.sampler.states import check_same, check_state
 
 STATE_VERSION = 2
 
@@ -352,13 +352,8 @@ class MixtureSampler:
         """
         here = self.state_dict()
         check_state(state, "sampler", STATE_VERSION, here)
-        differences = [
-            f"{name} was {state[name]}, is now {here[name]}"
-            for name in ("num_rows_by_domain", "cost_by_domain", "block_size", "num_samples", "seed")
-            if [*_flat(state[name])] != [*_flat(here[name])]
-        ]
-        if differences:
-            raise ValueError("the saved stream cannot go on in this run: " + "; ".join(differences))
+        settings = ("num_rows_by_domain", "cost_by_domain", "block_size", "num_samples", "seed")
+        check_same(state, {name: here[name] for name in settings}, "stream")
         self._check_journal(state)
         self._num_drawn = int(state["num_drawn"])
         self._journal = [self._stretch(**entry | {"kept": Place(**entry["kept"])}) for entry in state["journal"]]
@@ -474,12 +469,3 @@ def _is_count(value: Any) -> bool:
 
 def _sum(left: Sequence[int], right: Sequence[int]) -> list[int]:
     return [a + b for a, b in zip(left, right, strict=True)]
-
-
-def _flat(value: Any) -> Iterator:
-    """Leaves of nested lists and tuples, so that a state that went through JSON compares equal."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value

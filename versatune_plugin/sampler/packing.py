@@ -22,7 +22,7 @@ import numpy as np
 from torch.utils.data import BatchSampler
 
 from versatune_plugin.sampler.draws import Cursor, MixtureSampler
-from versatune_plugin.sampler.states import check_state
+from versatune_plugin.sampler.states import check_same, check_state
 
 STATE_VERSION = 1
 
@@ -176,13 +176,7 @@ class PackedBatchSampler(BatchSampler):
             ValueError: It belongs to other bins, batches, epochs or another stream, or it is damaged.
         """
         check_state(state, "packing", STATE_VERSION, self.state_dict())
-        differences = [
-            f"{name} was {state[name]}, is now {value}"
-            for name, value in self._settings().items()
-            if state[name] != value
-        ]
-        if differences:
-            raise ValueError("the saved packing cannot go on in this run: " + "; ".join(differences))
+        check_same(state, self._settings(), "packing")
         self.sampler.load_state_dict(state["sampler"])
         window = _Window(_Ahead(self.sampler), state["window"]["step"], state["window"]["next_draw"])
         window.draws = np.array(state["window"]["draws"], dtype=np.int64)

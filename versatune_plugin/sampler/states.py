@@ -3,6 +3,20 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+_IN_WORDS = {
+    "num_rows_by_domain": "training rows per domain",
+    "cost_by_domain": "tokens per domain",
+    "block_size": "rows per optimizer step: batch size, accumulation and processes together",
+    "num_samples": "rows per epoch",
+    "capacity": "tokens of a packed row",
+    "bins_per_batch": "packed rows per batch",
+    "batches_per_step": "batches per optimizer step: accumulation and processes together",
+    "max_rows_per_bin": "sample_packing_bin_size",
+    "sequential": "sample_packing_sequentially",
+}
+
 
 def check_state(state: Any, what: str, version: int, keys: Iterable[str]) -> None:
     """Check that a saved state is one, of this release, with all its keys.
@@ -23,3 +37,26 @@ def check_state(state: Any, what: str, version: int, keys: Iterable[str]) -> Non
     missing = [repr(key) for key in keys if key not in state]
     if missing:
         raise ValueError(f"{what} state is damaged: it lacks {', '.join(missing)}")
+
+
+def check_same(saved: Mapping, here: Mapping, what: str) -> None:
+    """Check that a state was saved under the settings of this run.
+
+    Args:
+        saved: The saved state.
+        here: The settings of this run, each of which the state has.
+        what: What is to go on, for the error text.
+
+    Raises:
+        ValueError: It was not; all settings that differ are named.
+    """
+    differences = [
+        f"{name}{f' ({_IN_WORDS[name]})' if name in _IN_WORDS else ''} was {saved[name]}, is now {value}"
+        for name, value in here.items()
+        if not np.array_equal(saved[name], value)
+    ]
+    if differences:
+        raise ValueError(
+            f"the saved {what} cannot go on in this run: {'; '.join(differences)}. Give the run what it had, or start "
+            "a new one from the checkpoint's weights"
+        )
