@@ -604,7 +604,7 @@ def test_a_state_of_another_stream_is_refused_naming_what_differs(other, differe
 
 
 def test_all_differences_of_a_state_are_named_together():
-    with pytest.raises(ValueError, match=r"block_size \(.*\) was 8, is now 16; seed was 3, is now 4"):
+    with pytest.raises(ValueError, match=r"block_size was 8, is now 16 \(rows per .*\); seed was 3, is now 4"):
         make_sampler(block_size=16, seed=4).load_state_dict(make_sampler().state_dict())
 
 

@@ -51,7 +51,7 @@ def check_same(saved: Mapping, here: Mapping, what: str) -> None:
         ValueError: It was not; all settings that differ are named.
     """
     differences = [
-        f"{name}{f' ({_IN_WORDS[name]})' if name in _IN_WORDS else ''} was {saved[name]}, is now {value}"
+        f"{name} was {saved[name]}, is now {value}" + (f" ({_IN_WORDS[name]})" if name in _IN_WORDS else "")
         for name, value in here.items()
         if not np.array_equal(saved[name], value)
     ]
