@@ -4,6 +4,10 @@ import gc
 
 import pytest
 
+from versatune_plugin.report import plot_history
+
+PLOT = "versatune_plugin.hosts.callback.plot_history"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_libraries():
@@ -12,3 +16,17 @@ def frozen_libraries():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_plots():
+    """Runs in the test's own process draw none, which takes as long as their training; runs in other processes do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PLOT, lambda history, path: path)
+        yield
+
+
+@pytest.fixture
+def plots(monkeypatch):
+    """For tests that look at the plot of a run in their own process."""
+    monkeypatch.setattr(PLOT, plot_history)

@@ -72,7 +72,7 @@ def stopped_at(whole: Path, folder: Path, step: int) -> Path:
     for checkpoint in folder.glob("checkpoint-*"):
         if int(checkpoint.name.rpartition("-")[2]) > step:
             shutil.rmtree(checkpoint)
-    (folder / "versatune" / "mixture.png").unlink()
+    (folder / "versatune" / "mixture.png").unlink(missing_ok=True)
     stream = folder / "stream-0.jsonl"
     lines = stream.read_text().splitlines(keepends=True)
     stream.write_text("".join(line for line in lines if line == "null\n" or json.loads(line)[0] < step))

@@ -482,7 +482,7 @@ def test_own_metrics_of_trl_are_logged_as_in_a_run_without_updates(workspace, tm
     assert metrics(inside.build(workspace, tmp_path / "with", versatune=block)) == expected
 
 
-def test_table_and_plot_at_the_end_show_the_run(workspace, tmp_path, caplog):
+def test_table_and_plot_at_the_end_show_the_run(workspace, tmp_path, caplog, plots):
     caplog.set_level(logging.INFO, logger="versatune_plugin")
     inside.train(workspace, tmp_path)
     last = runs.history(tmp_path)[-1]
@@ -499,7 +499,7 @@ def test_table_and_plot_at_the_end_show_the_run(workspace, tmp_path, caplog):
     assert "% of the run" in caplog.text
 
 
-def test_one_domain_ends_with_its_table_and_plot(workspace, tmp_path, caplog):
+def test_one_domain_ends_with_its_table_and_plot(workspace, tmp_path, caplog, plots):
     caplog.set_level(logging.INFO, logger="versatune_plugin")
     rows, heldout = {"law": text()["law"]}, {"law": text(HELDOUT, 1000)["law"]}
     inside.train(workspace, tmp_path, rows=rows, heldout=heldout, versatune=inside.fixed(), max_steps=3)
@@ -509,7 +509,7 @@ def test_one_domain_ends_with_its_table_and_plot(workspace, tmp_path, caplog):
     assert (tmp_path / "versatune" / "mixture.png").exists()
 
 
-def test_thirty_domains_of_any_name_are_shown_in_short_lines(workspace, tmp_path, caplog, monkeypatch):
+def test_thirty_domains_of_any_name_are_shown_in_short_lines(workspace, tmp_path, caplog, monkeypatch, plots):
     monkeypatch.setattr(drawing, "_CJK", ())
     drawing._characters.cache_clear()
     caplog.set_level(logging.INFO, logger="versatune_plugin")
@@ -603,7 +603,7 @@ def test_thirds_with_six_digits_are_thirds_and_it_is_said(workspace, tmp_path, c
     assert caplog.text.count("versatune.initial_proportions sum to 0.999999: each is divided by that") == 1
 
 
-def test_domain_names_with_dollar_signs_do_not_break_the_end_of_a_run(workspace, tmp_path):
+def test_domain_names_with_dollar_signs_do_not_break_the_end_of_a_run(workspace, tmp_path, plots):
     name = "price_$5_to_$10"
     rows, heldout = text(), text(HELDOUT, 1000)
     for given in (rows, heldout):
