@@ -15,6 +15,8 @@ import zlib
 from collections import defaultdict
 from pathlib import Path
 
+from filelock import FileLock
+
 from tests.tiny import DOMAINS, NUM_HELDOUT, NUM_ROWS, make_rows
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -75,6 +77,19 @@ def text_rows(domain: str, num_rows: int, start: int = 0):
     return Dataset.from_list([{"text": f"{row['instruction']} {row['output']}"} for row in rows])
 
 
+def _stored_rows(workspace: str, domain: str, num_rows: int, start: int = 0):
+    """The same rows from a folder, in which TRL finds what it has made of them before."""
+    from datasets import load_from_disk
+
+    folder = Path(workspace, "rows", f"{domain}-{num_rows}-{start}")
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            text_rows(domain, num_rows, start).save_to_disk(f"{folder}.new")
+            os.rename(f"{folder}.new", folder)  # whole, or not there: runs are killed
+    return load_from_disk(folder)
+
+
 def build_trainer(
     workspace: str, output_dir: str, rank: int = 0, versatune=None, heldout=None, rows=None, trainer=None, **options
 ):
@@ -118,8 +133,8 @@ def build_trainer(
     arguments = {
         "args": SFTConfig(**settings),
         "processing_class": AutoTokenizer.from_pretrained(f"{workspace}/model"),
-        "train_dataset": rows or {domain: text_rows(domain, NUM_ROWS[domain]) for domain in DOMAINS},
-        "eval_dataset": heldout or {domain: text_rows(domain, NUM_HELDOUT, start=1000) for domain in DOMAINS},
+        "train_dataset": rows or {domain: _stored_rows(workspace, domain, NUM_ROWS[domain]) for domain in DOMAINS},
+        "eval_dataset": heldout or {domain: _stored_rows(workspace, domain, NUM_HELDOUT, 1000) for domain in DOMAINS},
         "versatune": versatune or VERSATUNE,
     } | (trainer or {})
     if "model" not in arguments:
