@@ -108,7 +108,7 @@ def test_join_brings_tokens_of_different_integer_types_to_one():
 
 
 def test_join_loses_no_labels():
-    with pytest.raises(ValueError, match="column 'labels': '1' have it, '0' have not"):
+    with pytest.raises(ValueError, match="column 'labels' is there in '1', not in '0'"):
         joined([tokens(ROWS[:2]).remove_columns("labels"), tokens(ROWS[2:])])
 
 
@@ -141,7 +141,7 @@ def test_join_names_every_wanted_column_that_would_be_lost_and_its_domains():
     second = second.cast_column("kind", datasets.ClassLabel(names=["y", "x"]))
     with pytest.raises(ValueError, match="would be lost") as refused:
         joined([first, second], None)
-    for phrase in ("'id' is there in '0' as int64, '1' as string", "'weight': '0' have it, '1' have not", "'kind'"):
+    for phrase in ("'id' is there in '0' as int64, '1' as string", "'weight' is there in '0', not in '1'", "'kind'"):
         assert phrase in str(refused.value)
 
 

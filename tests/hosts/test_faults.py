@@ -848,7 +848,7 @@ def test_users_column_that_would_be_lost_is_refused(workspace, tmp_path, change)
     rows["code"] = rows["code"].remove_columns("weight")
     if change == "type":
         rows["code"] = rows["code"].add_column("weight", ["much"] * 21)
-    phrase = {"missing": "'weight': 'law', 'medicine' have it, 'code' have not", "type": "'code' as string"}[change]
+    phrase = {"missing": "'weight' is there in 'law', 'medicine', not in 'code'", "type": "'code' as string"}[change]
     with pytest.raises(ValueError, match=phrase):
         inside.build(
             workspace,

@@ -78,7 +78,7 @@ def join(by_domain: Mapping[str, Dataset], wanted: Collection[str] | None = ()) 
             lacking = ", ".join(repr(domain) for domain in by_domain if domain not in kinds)
             having = ", ".join(map(repr, kinds))
             problems += [
-                f"column {name!r}: {having} have it, {lacking} have not: give it to all, or to none"
+                f"column {name!r} is there in {having}, not in {lacking}: give it to all, or to none"
             ] * is_wanted
         elif len(set(map(str, kinds.values()))) == 1:
             kept.append(name)

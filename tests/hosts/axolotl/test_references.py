@@ -255,6 +255,7 @@ def test_several_processes_stop_and_print_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["axolotl", "train", "my.yml"])
     config = VersaTuneConfig(
         initial_proportions=str(tmp_path / "d.json"),
+        detection={"num_samples": 32},
         reference_losses=str(tmp_path / "r.json"),
         reference={"model": "small"},
     )
