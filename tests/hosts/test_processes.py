@@ -12,7 +12,6 @@ from tests.hosts import inside, launched, runs
 from tests.hosts.compared import check_history, check_rows
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node"]
-ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0", "--num_processes"]
 # odd numbers of batches: the ranks have to fill up their share of a probe
 PROBE = {"per_device_eval_batch_size": 2, "save_strategy": "no", "max_steps": 8}
 TRAIN = {"versatune": inside.block(signal="train", probe=None), "loss_type": "nll"}
@@ -65,8 +64,8 @@ def four(workspace, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(workspace, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    launched.launch(
-        [*ACCELERATE, "2"],
+    launched.fork(
+        2,
         workspace,
         folder,
         {
@@ -104,7 +103,7 @@ def test_four_processes_do_what_one_does(four, one, name):
     check_history(four / name, single, within=1e-9 if name == "still" else 1e-5)
 
 
-def test_two_processes_started_by_accelerate_do_what_one_does(two, one):
+def test_two_processes_do_what_one_does(two, one):
     single = one(**PROBE, gradient_accumulation_steps=2)
     check_rows(two / "ddp", single, 2)
     assert check_ranks_agree(two / "ddp", 2)["wrapped"] == "DistributedDataParallel"
