@@ -7,11 +7,11 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
-from axolotl.common.datasets import load_datasets
 from axolotl.utils.data.shared import datasets_with_name_generator, load_dataset_with_config
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -23,6 +23,7 @@ from versatune_plugin.files import rows as data
 from versatune_plugin.files.whole import write_whole
 from versatune_plugin.hosts.axolotl.causes import cause
 from versatune_plugin.hosts.axolotl.config import BY_COLUMN, domain_order
+from versatune_plugin.hosts.axolotl.preparing import Loader, prepare_together
 
 # Given as the numbers of tokens, keeps Axolotl from counting them, and from packing all rows of a domain to count steps
 # that nobody asks for; and is so large that it never finds a set too small, which depends on all domains together.
@@ -31,6 +32,13 @@ _NOT_IN_AXOLOTLS_KEY = ("seed", "val_set_size", "excess_length_strategy", "min_s
 """Settings by which prepared rows differ, and which Axolotl's cache key leaves out."""
 _STATE = "state.json"  # of a saved dataset
 _LONGEST_NAME = 60  # characters of a domain's name in that of a folder
+
+
+class _Read(NamedTuple):
+    """What dataset entries hold before preparation."""
+
+    num_rows: int
+    num_bytes: int
 
 
 class DomainRows(NamedTuple):
@@ -68,14 +76,20 @@ def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> DomainRows:
     ordered = [d for d in [*named, *(d for d in train_entries if d not in named)] if d in train_entries]
     if not ordered or only not in (None, *ordered):
         raise ValueError(f"versatune: no row of the datasets is of domain {only!r}")
+    loader = Loader.of(cfg)
+    cfgs = {domain: _cfg_of(cfg, domain, train_entries[domain], test_entries.get(domain)) for domain in ordered}
+    if not cfg.streaming:
+        prepare_together(loader, cfgs, _bytes_to_prepare(loader, cfgs))
     train, heldout, notes, problems = {}, {}, [], []
-    for domain in ordered:
-        entries, tests = train_entries[domain], test_entries.get(domain)
+    for domain, of_domain in cfgs.items():
+        entries, tests = of_domain.datasets, of_domain.test_datasets
         try:
-            train[domain], heldout_rows, said = _load_domain(cfg, domain, entries, tests)
+            train[domain], heldout_rows, said = _load_domain(loader, domain, of_domain)
         except Exception as error:  # whatever it is, the domain and its files must be told
             paths = ", ".join(str(entry.path) for entry in [*entries, *(tests or [])])
-            why = cause(error, [*entries, *(tests or [])], _num_read_or_none(cfg, entries, "train"), cfg.val_set_size)
+            why = cause(
+                error, [*entries, *(tests or [])], _num_read_or_none(of_domain, entries, "train"), cfg.val_set_size
+            )
             problems.append(f"the datasets of domain {domain!r} ({paths}) cannot be loaded: {why}")
             failed = error
             continue
@@ -95,28 +109,46 @@ def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> DomainRows:
     return DomainRows(train, heldout, notes)
 
 
+def _cfg_of(cfg: DictDefault, domain: str, entries: list, tests: list | None) -> DictDefault:
+    """The config of a run on one domain."""
+    sub = copy.deepcopy(cfg)
+    sub.datasets, sub.test_datasets = entries, tests
+    sub.total_num_tokens = sub.total_supervised_tokens = _NOT_COUNTED
+    sub.sample_packing_eff_est = 1.0
+    base = _base_path(cfg)
+    sub.dataset_prepared_path = str(base / "streams" if cfg.streaming else _prepared_path(cfg, domain, entries, tests))
+    return sub
+
+
+def _bytes_to_prepare(loader: Loader, cfgs: dict[str, DictDefault]) -> dict[str, int]:
+    """Size of the rows of each domain that are not prepared yet, as far as they can be read."""
+    sizes = {}
+    for domain, cfg in cfgs.items():
+        if loader.has_prepared(cfg):
+            continue
+        parts = [(cfg.datasets, "train"), (cfg.test_datasets or [], "test")]
+        with suppress(Exception):  # what cannot be read is told where it is prepared
+            sizes[domain] = sum(_read(cfg, of_part, split).num_bytes for of_part, split in parts)
+    return sizes
+
+
 def _load_domain(
-    cfg: DictDefault, domain: str, entries: list, tests: list | None
+    loader: Loader, domain: str, cfg: DictDefault
 ) -> tuple[Dataset | IterableDataset, Dataset | None, list[str]]:
     """The training rows of a domain, its held-out rows, and what became of its rows on the way.
 
     Raises:
         ValueError: None of its rows are left.
     """
-    sub = copy.deepcopy(cfg)
-    sub.datasets, sub.test_datasets = entries, tests
-    sub.total_num_tokens = sub.total_supervised_tokens = _NOT_COUNTED
-    sub.sample_packing_eff_est = 1.0
     if cfg.streaming:
-        return *_stream_and_heldout(cfg, sub, domain), []
-    sub.dataset_prepared_path = str(_prepared_path(cfg, domain, entries, tests))
-    meta = load_datasets(cfg=sub)
-    train, heldout = meta.train_dataset, meta.eval_dataset
-    parts = [("rows", entries, "train", len(train) + (0 if tests or heldout is None else len(heldout)))]
+        return *_stream_and_heldout(loader, domain, cfg), []
+    train, heldout = loader.rows(cfg)
+    tests = cfg.test_datasets
+    parts = [("rows", cfg.datasets, "train", len(train) + (0 if tests or heldout is None else len(heldout)))]
     parts += [("test_datasets rows", tests, "test", len(heldout))] if tests else []
     notes = []
     for name, of_part, split, left in parts:
-        read = _num_read(cfg, of_part, split, Path(sub.dataset_prepared_path))
+        read = _read(cfg, of_part, split).num_rows
         why = f"sequence_len {cfg.sequence_len}, or its type makes nothing of them"
         why += ", or they are twice" if cfg.dataset_exact_deduplication else ""
         if left == 0:
@@ -126,24 +158,28 @@ def _load_domain(
     return train, heldout, notes
 
 
-def _num_read(cfg, entries: list, split: str, prepared: Path) -> int:
-    """Rows of dataset entries before preparation; noted beside the prepared ones, for the next time."""
-    note = prepared / f"num-read-{split}.txt"
+def _read(cfg: DictDefault, entries: list, split: str) -> _Read:
+    """What a domain's dataset entries hold before preparation; noted beside the prepared rows, for the next time."""
+    note = Path(cfg.dataset_prepared_path) / f"read-{split}.json"
     if not note.exists():
-        write_whole(note, str(sum(_num_rows(cfg, entry, split) for entry in datasets_with_name_generator(entries))))
-    return int(note.read_text(encoding="utf-8"))
+        rows = [_rows_of(cfg, entry, split) for entry in datasets_with_name_generator(entries)]
+        read = _Read(sum(map(len, rows)), sum(part.data.nbytes for part in rows))
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{note}.lock"):
+            write_whole(note, json.dumps(read._asdict()))
+    return _Read(**json.loads(note.read_text(encoding="utf-8")))
 
 
-def _num_read_or_none(cfg, entries: list, split: str) -> int | None:
+def _num_read_or_none(cfg: DictDefault, entries: list, split: str) -> int | None:
     try:
-        return sum(_num_rows(cfg, entry, split) for entry in datasets_with_name_generator(entries))
+        return _read(cfg, entries, split).num_rows
     except Exception:  # they cannot be read, which is what is being told
         return None
 
 
-def _num_rows(cfg, entry: DictDefault, split: str) -> int:
+def _rows_of(cfg: DictDefault, entry: DictDefault, split: str) -> Dataset:
     if entry.type == "_synthetic":
-        return entry.length
+        return Dataset.from_dict({"text": [""] * entry.length})
     rows = load_dataset_with_config(entry, bool(cfg.hf_use_auth_token))
     if isinstance(rows, DatasetDict):
         rows = rows[entry.split if entry.split in rows else split]
@@ -151,7 +187,7 @@ def _num_rows(cfg, entry: DictDefault, split: str) -> int:
         rows = rows.shard(num_shards=entry.shards, index=entry.shards_idx or 0)
     if cfg.dataset_shard_num and cfg.dataset_shard_idx is not None:
         rows = rows.shard(num_shards=cfg.dataset_shard_num, index=cfg.dataset_shard_idx)
-    return len(rows)
+    return rows
 
 
 def _deduplicated(train: dict, heldout: dict, *, apart: bool) -> tuple[dict, dict, list[str]]:
@@ -181,21 +217,22 @@ def _deduplicated(train: dict, heldout: dict, *, apart: bool) -> tuple[dict, dic
     return kept_train, kept_heldout, notes
 
 
-def _stream_and_heldout(cfg: DictDefault, sub: DictDefault, domain: str) -> tuple[IterableDataset, Dataset | None]:
+def _stream_and_heldout(loader: Loader, domain: str, cfg: DictDefault) -> tuple[IterableDataset, Dataset | None]:
     """The stream of a domain and its held-out rows, which Axolotl leaves out where it streams.
 
     They are loaded as the training rows of a config that does not stream. Prepared rows, which Axolotl would take for
     the stream, lie elsewhere.
     """
-    test_entries, sub.test_datasets = sub.test_datasets, None
-    sub.dataset_prepared_path = str(_base_path(cfg) / "streams")
-    stream = load_datasets(cfg=sub).train_dataset
-    if not test_entries:
+    tests, cfg.test_datasets = cfg.test_datasets, None
+    stream, _ = loader.rows(cfg)
+    if not tests:
         return stream, None
-    sub.streaming, sub.shuffle_merged_datasets = False, False
-    sub.datasets = [DictDefault({**entry, "split": entry.split or "test"}) for entry in test_entries]
-    sub.dataset_prepared_path = str(_prepared_path(cfg, domain, [], test_entries))
-    return stream, load_datasets(cfg=sub).train_dataset
+    of_tests = copy.deepcopy(cfg)
+    of_tests.streaming, of_tests.shuffle_merged_datasets, of_tests.dataset_num_proc = False, False, 0
+    of_tests.datasets = [DictDefault({**entry, "split": entry.split or "test"}) for entry in tests]
+    of_tests.dataset_prepared_path = str(Path(cfg.dataset_prepared_path).parent)
+    of_tests.dataset_prepared_path = str(_prepared_path(of_tests, domain, [], tests))
+    return stream, loader.rows(of_tests)[0]
 
 
 def _entries_by_domain(
