@@ -56,7 +56,7 @@ from versatune_plugin.measuring.probes import (
     sum_losses,
     target_bytes,
 )
-from versatune_plugin.measuring.train_losses import TrainLosses, logits_of
+from versatune_plugin.measuring.train_losses import TrainLosses, first_outputs, predictions_of
 from versatune_plugin.mixture.steering import Measurement
 from versatune_plugin.sampler.draws import MixtureSampler
 from versatune_plugin.sampler.feed import Feed, RowFeed
@@ -540,14 +540,16 @@ class VersaTuneMixin(_Host):
         """As the host's; under `signal: train`, training batches are also measured by domain.
 
         Raises:
-            RuntimeError: The model returns no logits, or the batches are not those that the sampler dealt out.
+            RuntimeError: The model returns no predictions, or the batches are not those that the sampler dealt out.
         """
         if self.train_losses is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         labels = inputs["labels"]  # the host may take them out
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        self.train_losses.add(logits_of(outputs, labels), labels, self._domain_ids_of_next_batch(len(labels)))
-        return (loss, outputs) if return_outputs else loss
+        with first_outputs(model) as outputs:
+            loss = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        domain_ids = self._domain_ids_of_next_batch(len(labels))
+        self.train_losses.add(predictions_of(outputs, labels), labels, domain_ids)
+        return loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """As the host's; of several sets also the mean of their losses, by which the best model can be told."""
