@@ -127,40 +127,52 @@ def token_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray
     return _of_slices(dataset, [TOKENS], rows, lambda table: _lengths(table[TOKENS]))
 
 
-def costs(dataset: Dataset, unit: str, rows: np.ndarray | None = None) -> np.ndarray:
-    """What each of the given rows (default: all) counts in a unit, int64; every row is one example."""
+def costs(dataset: Dataset, unit: str, rows: np.ndarray | None = None, masked: int | None = None) -> np.ndarray:
+    """What each of the given rows (default: all) counts in a unit, int64; every row is one example.
+
+    `masked`: as for `target_counts`.
+    """
     if unit == "examples":
         return np.ones(len(dataset) if rows is None else len(rows), dtype=np.int64)
-    return (token_counts if unit == "tokens" else target_counts)(dataset, rows)
+    return token_counts(dataset, rows) if unit == "tokens" else target_counts(dataset, rows, masked)
 
 
-def sizes(train: Mapping[str, Dataset], unit: str) -> tuple[dict[str, int], np.ndarray | None]:
+def sizes(
+    train: Mapping[str, Dataset], unit: str, masked: int | None = None
+) -> tuple[dict[str, int], np.ndarray | None]:
     """How much each domain has in a unit, and what each row of all domains, one after another, counts in it.
 
-    Of examples every row counts one, which None says.
+    Of examples every row counts one, which None says. `masked`: as for `target_counts`.
     """
     if unit == "examples":
         return {domain: len(rows) for domain, rows in train.items()}, None
-    by_domain = {domain: costs(rows, unit) for domain, rows in train.items()}
+    by_domain = {domain: costs(rows, unit, masked=masked) for domain, rows in train.items()}
     return {domain: int(of_rows.sum()) for domain, of_rows in by_domain.items()}, np.concatenate([*by_domain.values()])
 
 
-def target_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray:
+def target_counts(dataset: Dataset, rows: np.ndarray | None = None, masked: int | None = None) -> np.ndarray:
     """Target tokens of each of the given rows (default: all), int64.
 
     These are labels that are not -100, from the second on (the first has nothing before it); of several sequences
     packed in a row, each one's first is none. Rows without labels are their own labels, as TRL's collator has it.
+
+    Args:
+        dataset: Tokenised rows.
+        rows: Which of them.
+        masked: Where a collator makes all tokens targets but one, whatever the labels: that one.
     """
     names = [name for name in (TOKENS, LABELS, PACKED_LENGTHS) if name in dataset.column_names]
-    return _of_slices(dataset, names, rows, _num_targets)
+    return _of_slices(dataset, names, rows, lambda table: _num_targets(table, masked))
 
 
-def _num_targets(table: pa.Table) -> np.ndarray:
+def _num_targets(table: pa.Table, masked: int | None = None) -> np.ndarray:
     """Target tokens of each row of a table with its tokens, labels and packed lengths, as far as it has them."""
     lengths = _lengths(table[TOKENS])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     is_target = np.ones(starts[-1], dtype=bool)
-    if LABELS in table.column_names:
+    if masked is not None:
+        is_target = _flat(table[TOKENS]) != masked
+    elif LABELS in table.column_names:
         is_target = _flat(table[LABELS]) != -100
     firsts = starts[:-1][lengths > 0]
     if PACKED_LENGTHS in table.column_names:

@@ -25,6 +25,7 @@ from versatune_plugin.config.sections import SELF
 from versatune_plugin.config.settings import Settings
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts import model_card, row_checks, stream_checks
+from versatune_plugin.hosts.batch_targets import BatchTargets, batch_targets
 from versatune_plugin.hosts.callback import VersaTuneCallback
 from versatune_plugin.hosts.changed_rows import taken_over, version_of
 from versatune_plugin.hosts.checkpoints import say_what_starts_anew, step_of, step_of_best, whole_checkpoint
@@ -189,8 +190,9 @@ class VersaTuneMixin(_Host):
         self._train_by_domain = train
         self._heldout_by_domain = {domain: heldout[domain] for domain in train if domain in heldout}
         self._sizes, self._row_costs = self._num_rows_by_domain, None
+        self._targets = self._targets_of_batches(train)
         if self._versatune.unit != "examples":
-            self._sizes, self._row_costs = data.sizes(train, self._versatune.unit)
+            self._sizes, self._row_costs = data.sizes(train, self._versatune.unit, self._targets.masked)
         self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
         self._heldout_fingerprints = {domain: data.fingerprint(rows) for domain, rows in heldout.items()}
         self._probes, self._planned = None, None
@@ -226,16 +228,38 @@ class VersaTuneMixin(_Host):
             ValueError: They get none, so the model would give no loss; the domains are named.
         """
         unlabelled = {domain: rows for domain, rows in train.items() if data.LABELS not in rows.column_names}
-        first = {
-            domain: self._remove_unused_columns(rows.select([0]), "first row")[0] for domain, rows in unlabelled.items()
-        }
-        without = [repr(domain) for domain, row in first.items() if data.LABELS not in self._collate_probe([row])]
+        without = [
+            repr(domain) for domain, rows in unlabelled.items() if data.LABELS not in self._collated(rows.select([0]))
+        ]
         if without:
             raise ValueError(
                 f"the rows of {', '.join(without)} have no column {data.LABELS!r}, and "
                 f"{type(self.data_collator).__name__} makes none: give the rows labels (-100 where a token is no "
                 "target), or take DataCollatorForLanguageModeling with mlm=False, which trains on every token"
             )
+
+    def _targets_of_batches(self, train: Mapping[str, Dataset]) -> BatchTargets:
+        """By which rule the collator makes targets, which is said where it is not the rows' own.
+
+        Raises:
+            ValueError: It is not known, and proportions are to be shares of target tokens.
+        """
+        with torch.random.fork_rng(devices=[]):
+            targets = batch_targets(train, self._collated, self._padding)
+        if not targets.is_known and self._versatune.unit == "target_tokens":
+            raise ValueError(f"versatune.unit: target_tokens: {targets.remark}, or take unit: tokens")
+        if targets.remark and self.is_world_process_zero() and not self.reference_run:
+            self._logger.warning("%s", targets.remark)
+        return targets
+
+    def _collated(self, rows: Dataset) -> dict:
+        """A batch of these rows, each of which counts on its own."""
+        return self._collate_probe(list(self._remove_unused_columns(rows, "rows to try")))
+
+    @property
+    def _padding(self) -> int | None:
+        """The token that the collator pads with, where it has a tokenizer."""
+        return getattr(getattr(self.data_collator, "tokenizer", None), "pad_token_id", None)
 
     def joined(self, train: Mapping[str, Dataset] | Mapping[str, IterableDataset]) -> Dataset | IterableDataset:
         """The `stand_in` of training rows, with all columns that reach the model or the collator.
@@ -414,6 +438,7 @@ class VersaTuneMixin(_Host):
                 seed=self._seed,
                 step=lambda: self.state.global_step,
                 logger=self._logger if self.is_world_process_zero() else None,
+                masked=self._targets.masked,
             )
             self._versions_taken = version_of(self.train_dataset), self._versions_taken[1]
             self._bind(self.train_dataset)
@@ -647,7 +672,9 @@ class VersaTuneMixin(_Host):
         if self._compared_targets or self.reference_run or not self.is_world_process_zero():
             return
         self._compared_targets = True
-        by_themselves = [facts["target_tokens"] for facts in self.probe_facts.values()]
+        if not self._targets.is_known:  # it was said at the start
+            return
+        by_themselves = self._probe_targets
         if (others := measured.astype(int).tolist()) != by_themselves:
             masked = zip(self.probe_facts, others, by_themselves, strict=True)
             self._logger.warning(
@@ -684,7 +711,7 @@ class VersaTuneMixin(_Host):
         if len(rows):
             domain_ids = self.mixture_sampler.domain_ids(rows)
             for unit, of_unit in zip(data.UNITS, sums, strict=True):
-                np.add.at(of_unit, domain_ids, data.costs(self._mixed_rows, unit, rows))
+                np.add.at(of_unit, domain_ids, data.costs(self._mixed_rows, unit, rows, self._targets.masked))
         return sums
 
     def check_agreement(self, proportions: np.ndarray) -> None:
@@ -745,6 +772,9 @@ class VersaTuneMixin(_Host):
         if decode is None and self._settings.loss_unit == "byte":
             raise ValueError("losses per byte need the text of the rows: give the trainer a `processing_class`")
         self.probe_facts = {domain: describe(probe, decode) for domain, probe in rows.items()}
+        self._probe_targets = [
+            int(data.target_counts(probe, masked=self._targets.masked).sum()) for probe in rows.values()
+        ]
         return build_probes(
             {domain: list(probe) for domain, probe in rows.items()},
             {domain: data.token_counts(probe).tolist() for domain, probe in rows.items()},
