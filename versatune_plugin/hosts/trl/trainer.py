@@ -20,6 +20,7 @@ from versatune_plugin.hosts.row_checks import drop_remarks
 from versatune_plugin.hosts.trainer import VersaTuneMixin, visible_logger
 from versatune_plugin.hosts.trl.detection import detected_start
 from versatune_plugin.hosts.trl.formats import check_formats
+from versatune_plugin.hosts.trl.lengths import check_lengths
 from versatune_plugin.hosts.trl.processes import on_main
 from versatune_plugin.hosts.trl.references import SFTReferences, settings_of
 from versatune_plugin.measuring import references
@@ -50,6 +51,7 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
             versatune, train_dataset, eval_dataset, args, kwargs, self.reference_run
         )
         check_formats(train, heldout, **_format_arguments(*args, **kwargs))
+        check_lengths(train, heldout, *args, **kwargs)
         if are_streams(train):  # a stream of no format loses its place where it is mapped (see `streams`)
             train = {domain: rows.with_format(None) for domain, rows in train.items()}
         measured = detected_start(config, train, args, kwargs)
