@@ -22,6 +22,7 @@ _SAYING_WHAT_IS_TRAINED_ON = (LABELS, PACKED_LENGTHS)
 _SLICE = 4096  # rows read at once
 _ENOUGH_TO_TELL = 10  # rows from which on values that occur once mean that the column names something else
 _MOST_PAIRS = 6  # of domains whose shared rows are told
+_APART = np.uint64(0x9E3779B97F4A7C15)  # odd and large, so that a label never stands in for a token
 _SHOWN = 3  # values shown in an error
 
 
@@ -255,22 +256,49 @@ def shared_rows(train: Mapping[str, Dataset], heldout: Mapping[str, Dataset]) ->
         train: Tokenised training rows per domain.
         heldout: Tokenised held-out rows per domain.
     """
-    trained = {domain: row_digests(rows) for domain, rows in train.items()}
-    measured = {domain: row_digests(rows) for domain, rows in heldout.items()}
-    parts = [*trained.values(), *measured.values()]
-    digests, counts = np.unique(np.concatenate([np.unique(part) for part in parts]), return_counts=True)
-    shared = digests[counts > 1]
-    if not len(shared):
-        return []
-    pairs = [(f"training rows of {a!r}", trained[a], b) for a, b in combinations(trained, 2)]
-    pairs += [(f"held-out rows of {a!r}", rows, b) for a, rows in measured.items() for b in trained]
+    digests = _digests_of_shared([*train.values(), *heldout.values()])
+    trained, measured = dict(zip(train, digests, strict=False)), dict(zip(heldout, digests[len(train) :], strict=True))
+    pairs = [(f"{len(train[a]):,} training rows of {a!r}", trained[a], b) for a, b in combinations(trained, 2)]
+    pairs += [(f"{len(heldout[a]):,} held-out rows of {a!r}", rows, b) for a, rows in measured.items() for b in trained]
     found = []
     for name, rows, other in pairs:
-        number = int(np.isin(rows[np.isin(rows, shared)], trained[other]).sum())
-        found.append((number, f"{number:,} of {len(rows):,} {name} are training rows of {other!r}, too"))
+        number = int(np.isin(rows, trained[other]).sum())
+        found.append((number, f"{number:,} of {name} are training rows of {other!r}, too"))
     lines = [line for number, line in sorted(found, key=lambda pair: -pair[0]) if number]
     more = [f"and so in {len(lines) - _MOST_PAIRS} more pairs of domains"] if len(lines) > _MOST_PAIRS else []
     return lines[:_MOST_PAIRS] + more
+
+
+def _digests_of_shared(parts: Sequence[Dataset]) -> list[np.ndarray]:
+    """Of each part the digests of those rows that others may have, too: all that others do have are among them."""
+    keys = [_row_keys(rows) for rows in parts]
+    values, counts = np.unique(np.concatenate([np.unique(of_part) for of_part in keys]), return_counts=True)
+    places = [np.flatnonzero(np.isin(of_part, values[counts > 1])) for of_part in keys]
+    return [row_digests(rows.select(of_part)) for rows, of_part in zip(parts, places, strict=True)]
+
+
+def _row_keys(dataset: Dataset) -> np.ndarray:
+    """A number for each row, uint64: the same for rows that are alike, and hardly ever for others.
+
+    Made of all rows at every start, so it goes without a loop over rows: 200,000 of 225 tokens took 2.1 s by digests
+    alone, 0.8 s so.
+    """
+    columns = [name for name in (TOKENS, LABELS) if name in dataset.column_names]
+    weights = np.empty(0, dtype=np.uint64)
+    keys = []
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=_SLICE):
+        numbers = [_lengths_and_elements(table[name]) for name in columns]
+        lengths, elements = numbers[0][0], numbers[0][1].astype(np.uint64)
+        for of_column, labels in numbers[1:]:
+            if np.array_equal(of_column, lengths):
+                elements = elements + labels.astype(np.uint64) * _APART
+        if len(weights) < lengths.max():
+            weights = np.random.default_rng(0).integers(2**64, size=lengths.max(), dtype=np.uint64)
+        ends = np.cumsum(lengths)
+        places = np.arange(len(elements)) - np.repeat(ends - lengths, lengths)
+        sums = np.concatenate([[np.uint64(0)], np.cumsum(elements * weights[places], dtype=np.uint64)])
+        keys.append(sums[ends] - sums[ends - lengths] + lengths.astype(np.uint64))
+    return np.concatenate([np.empty(0, dtype=np.uint64), *keys])
 
 
 def without_duplicates(parts: Mapping[Key, Dataset]) -> dict[Key, Dataset]:

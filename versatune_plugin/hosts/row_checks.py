@@ -122,6 +122,25 @@ def target_remarks(train: Mapping[str, Dataset], heldout: Mapping[str, Dataset],
     return lines
 
 
+def shared_remarks(train: Mapping[str, Dataset], heldout: Mapping[str, Dataset], streamed: bool = False) -> list[str]:
+    """Rows that two domains have, or that are trained on and held out.
+
+    Args:
+        train: Tokenised training rows per domain.
+        heldout: Tokenised held-out rows per domain.
+        streamed: Whether `train` holds the first rows of streams, which are all that is compared.
+    """
+    lines = data.shared_rows(train, heldout)
+    if not (streamed and lines):
+        return lines
+    looked_at = ", ".join(f"{domain} {len(rows)}" for domain, rows in train.items())
+    return [
+        *lines,
+        f"of streams only the first rows were compared ({looked_at}): where the held-out rows are stream.take(200), "
+        "train on stream.skip(200)",
+    ]
+
+
 def drop_remarks(given: Mapping[str, int], left: Mapping[str, int], host: str, kind: str = "training") -> list[str]:
     """One line for each domain that lost most of its rows while a host prepared them.
 

@@ -184,8 +184,8 @@ class VersaTuneMixin(_Host):
         to_tell = self._logger if self.is_world_process_zero() else None
         row_checks.check_targets(train, heldout, to_tell, streamed=self._streams is not None)
         self._check_labels(train)
-        if to_tell and self._streams is None and not self.reference_run:
-            for line in data.shared_rows(train, heldout):
+        if to_tell and not self.reference_run:
+            for line in row_checks.shared_remarks(train, heldout, streamed=self._streams is not None):
                 to_tell.warning(line)
         self._train_by_domain = train
         self._heldout_by_domain = {domain: heldout[domain] for domain in train if domain in heldout}

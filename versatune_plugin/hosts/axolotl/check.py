@@ -298,11 +298,10 @@ def _has_gpu() -> bool:
 
 def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     """The plan of a validated config; None where mistakes were found."""
-    from versatune_plugin.files.rows import shared_rows
     from versatune_plugin.hosts.axolotl.data import load_domains
     from versatune_plugin.hosts.axolotl.plugin import block_of, columns_read, host_problems
     from versatune_plugin.hosts.checks import are_streams, check_domains_fit, check_rows, num_rows
-    from versatune_plugin.hosts.row_checks import target_remarks
+    from versatune_plugin.hosts.row_checks import shared_remarks, target_remarks
     from versatune_plugin.hosts.trainer import stand_in
 
     config = block_of(cfg)
@@ -322,11 +321,12 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     if problems:
         return None
     probe, remarks = _try(problems, lambda: _probe(config, measured, cfg, rows, counts), (None, {}))
-    shared = [] if are_streams(train) else shared_rows(train, heldout)
+    first = _first_rows(train)
+    shared = shared_remarks(first, heldout, streamed=are_streams(train))
     remarks |= {"rows": [*loaded.notes, *shared]}
     remarks |= _measurement_remarks(path, config, cfg, missing, train) | _setting_remarks(raw, cfg, config, missing)
     of = "of the first " if are_streams(train) else "of "
-    remarks |= {"targets": [f"warning: {line}" for line in target_remarks(_first_rows(train), heldout, of)]}
+    remarks |= {"targets": [f"warning: {line}" for line in target_remarks(first, heldout, of)]}
     look_ahead = LookAhead.of_loader(
         cfg.dataloader_num_workers or 0, cfg.dataloader_prefetch_factor, cfg.gradient_accumulation_steps
     )
