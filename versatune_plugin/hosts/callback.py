@@ -27,6 +27,8 @@ STATE_VERSION = 5
 
 _MOST_ROWS = 24  # of the table at the end of a run
 
+_MUCH = 0.05  # of the rows trained on, waiting at the end: so much is said
+
 _IN_WORDS = {
     "look_ahead_steps": "steps until new proportions act",
     "num_processes": "number of processes",
@@ -170,6 +172,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         if self._history is not None:
             self._history.finish()
             self._show_summary(self._history, time.perf_counter() - self._began)
+            self._show_waiting(step)
 
     def state(self) -> dict:
         """What a checkpoint keeps of a run: without the measurement of its end, which a longer run does not make."""
@@ -405,6 +408,18 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             if names := numbered(self._settings.domains):
                 in_words = ", ".join(f"{number} {name}" for name, number in names.items())
                 self._logger.info("no font here has the characters of some names, so the plot has: %s", in_words)
+
+    def _show_waiting(self, step: int) -> None:
+        """Say what was drawn and did not come to be trained on, where that is much beside what was."""
+        feed, trained_on = self._steering.feed, int(self._steering.drawn[0].sum())
+        waiting = feed.sampler.count_by_domain(feed.waiting_before(step))
+        if self._trainer.reference_run is None and waiting.sum() > _MUCH * trained_on:
+            self._logger.info(
+                "still waiting for a bin when the run ended: %s rows, beside %d that were trained on; by so much the "
+                "realised shares may differ from the requested ones, as in any packed run so short",
+                in_a_line(dict(zip(self._settings.domains, waiting.tolist(), strict=True)), digits=0),
+                trained_on,
+            )
 
 
 def _shown(domains: Sequence[str], proportions: Iterable[Any]) -> str:

@@ -128,6 +128,10 @@ class MixtureStream(IterableDataset):
         """The first draw of an optimizer step, counted from 0."""
         return step * self.sampler.block_size
 
+    def waiting_before(self, step: int) -> np.ndarray:
+        """None: a step takes a block as it is."""
+        return np.empty(0, dtype=np.int64)
+
     def amounts_of_steps(self, first: int, last: int) -> np.ndarray:
         """What was read for optimizer steps `first` to `last` - 1, in every unit.
 
