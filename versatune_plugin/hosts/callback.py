@@ -57,6 +57,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     is_running: bool = False
     """Whether a run has its loader, and with it the feed that is steered."""
+    has_begun: bool = False
+    """Whether the newest run has begun; it may have ended since."""
 
     _steering: Steering
     _settings: Settings
@@ -66,7 +68,6 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         # the trainer holds this callback: a cycle would keep its loader's workers
         self._trainer: Steered = weakref.proxy(trainer)
         self._logger = logger
-        self._has_begun = False
         self._history: History | None = None
         self._before_end: tuple[int, dict] | None = None  # a step, and the state there without the run's end
         self._ended = 0  # the last optimizer step whose end was dealt with
@@ -82,7 +83,9 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """A new run measures before its first step; a resumed one takes over the checkpoint's state."""
-        self.is_running = self._has_begun = True
+        if self.has_begun:  # for a checkpoint that something wrote before
+            return
+        self.is_running = self.has_begun = True
         self._state, self._look_ahead = state, look_ahead_of(args)
         self._settings = self._trainer.settings_of_run(state.max_steps)
         self._steering = self._new_steering(state.max_steps)
@@ -176,7 +179,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict:
         """What a checkpoint keeps of a run: without the measurement of its end, which a longer run does not make."""
-        if not self._has_begun or self._trainer.feed is None:
+        if not self.has_begun or self._trainer.feed is None:
             return {"args": {}, "attributes": {}}
         if self._before_end is not None and self._before_end[0] == self._state.global_step:
             return self._before_end[1]

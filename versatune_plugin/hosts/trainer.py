@@ -513,7 +513,7 @@ class VersaTuneMixin(_Host):
         self._check_ranks_resume_alike()
         self.feed, self._made_loader, self._has_card, self._has_charts = None, False, False, False
         if self._recorder is not None:
-            self._recorder.is_running = False
+            self._recorder.is_running = self._recorder.has_begun = False
         if self.train_losses is not None:
             self.start_train_losses()  # what an interrupted call of this left does not count
         show_mixture(self)
@@ -590,7 +590,12 @@ class VersaTuneMixin(_Host):
         return metrics
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
-        """As the host's, after the step's update: a callback that saves by itself may come before ours."""
+        """As the host's, after the step's update: a callback that saves by itself may come before ours.
+
+        At the beginning of a resumed run, too, where it would write over the state that the run is to go on from.
+        """
+        if self._recorder is not None and self.is_in_train and self.state.global_step:
+            self._recorder.on_train_begin(self.args, self.state, self.control)
         if self.is_running:
             self._recorder.end_step(self.state)
         super()._save_checkpoint(*args, **kwargs)
