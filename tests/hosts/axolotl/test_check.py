@@ -17,10 +17,12 @@ from tests.detections import make_document
 from tests.hosts import runs
 from tests.hosts.axolotl.commands import ROOT, axolotl, train
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
-from versatune_plugin import cli
+from versatune_plugin import VersaTuneConfig, cli
 from versatune_plugin.config.handover import KEY
 from versatune_plugin.hosts.axolotl import check as axolotl_planning
+from versatune_plugin.hosts.axolotl.measurements import make_what_is_missing
 from versatune_plugin.hosts.plan import format_plan
+from versatune_plugin.measuring.references import References
 
 VARIANTS = {
     "tokens": {"max_steps": None, "num_epochs": 1.5, "dataloader_num_workers": None},
@@ -198,9 +200,15 @@ def test_what_is_measured_first_is_named(write, light):
     path = write(block)
     said = facts(plan(path))
     assert said["start"].startswith("detected: versatune/detection.json is not there yet and will be made first")
-    assert f"detection: 2 x 50 texts of up to 256 tokens of '{light}', loaded here" in said["made first"]
+    assert (
+        f"versatune/detection.json, by a detection: 2 x 50 texts of up to 256 tokens of '{light}', loaded here"
+        in said["made first"]
+    )
     assert "judged by a classifier fitted on the training rows" in said["made first"]
-    assert f"reference runs: '{light}' on 3 of 3 domains, 2 epoch(s) each" in said["made first"]
+    assert (
+        f"versatune/references.json, by reference runs: '{light}' on 3 of 3 domains, 2 epoch(s) each"
+        in said["made first"]
+    )
     assert "steps: law 12, medicine 12, code 12" in said["made first"]
     finished = Path("versatune/references.runs/law/run.json")
     finished.parent.mkdir(parents=True)
@@ -454,6 +462,29 @@ def test_a_path_of_a_detection_that_may_be_misspelt_makes_none(write):
     line = mistakes(write({"initial_proportions": "nothere/detection.json"}))[1]
     assert "versatune.initial_proportions: nothere/detection.json does not exist; give the right path" in line
     plan(write({"initial_proportions": "nothere/detection.json", "detection": {"num_samples": 50}}))
+
+
+def test_a_path_that_is_not_there_beside_a_file_of_almost_its_name_is_not_measured(write, light):
+    make_document().write("versatune/detection.json")
+    Path("versatune/references.json").write_text(json.dumps({"schema": References.SCHEMA}))
+    block = {
+        "reference_losses": "versatune/refrences.json",
+        "reference": {"model": str(light)},
+        "initial_proportions": "versatune/detections.json",
+        "detection": {"num_samples": 50},
+    }
+    lines = mistakes(write(block))[1:]
+    assert [line.partition(":")[0] for line in lines] == [
+        "- versatune.initial_proportions",
+        "- versatune.reference_losses",
+    ]
+    assert "versatune/detections.json does not exist, and versatune/detection.json does: give that path" in lines[0]
+    assert "versatune/refrences.json does not exist, and versatune/references.json does: give that path" in lines[1]
+    config = VersaTuneConfig.model_validate(block)
+    with pytest.raises(RuntimeError, match=r"refrences\.json does not exist, and versatune/references\.json does"):
+        make_what_is_missing(config, {})  # as `axolotl train` does
+    others = {"reference_losses": "versatune/others.json", "initial_proportions": "uniform"}
+    assert "versatune/others.json, by reference runs" in facts(plan(write(block | others)))["made first"]
 
 
 @pytest.mark.parametrize("max_steps", [-1, None])

@@ -463,7 +463,8 @@ def _measurement_remarks(path: Path, config: VersaTuneConfig, cfg, missing: Mapp
     ]
     lines = []
     if "detect" in missing:
-        lines.append(f"detection: {detection_work(config.detection or DetectionConfig(), cfg.base_model)}")
+        work = detection_work(config.detection or DetectionConfig(), cfg.base_model)
+        lines.append(f"{missing['detect']}, by a detection: {work}")
     if "references" in missing:
         lines += _reference_work(config, cfg, {domain: len(rows) for domain, rows in train.items()})
     if missing and cfg.world_size > 1:
@@ -480,7 +481,7 @@ def _reference_work(config: VersaTuneConfig, cfg, num_rows: Mapping[str, int]) -
     steps = steps_of_references(reference, to_train, axolotl_config.rows_per_step(cfg))  # by as many processes
     about = "about " if cfg.sample_packing else ""
     count = f"{len(steps)} of {len(num_rows)} domains"
-    lines = [f"reference runs: {reference.model!r} on {count}, {reference.epochs} epoch(s) each"]
+    lines = [f"{file}, by reference runs: {reference.model!r} on {count}, {reference.epochs} epoch(s) each"]
     if steps:
         lines.append("steps: " + ", ".join(f"{domain} {about}{number:,}" for domain, number in steps.items()))
     if finished:

@@ -90,6 +90,8 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         path = config.references_file
         if path is None:
             return Measured(), lambda: None
+        if config.reference is not None and (problem := on_main(lambda: references.missing_problem(config))):
+            raise ValueError(problem)
         if config.reference is None or on_main(path.exists):
             model = args[0] if args else kwargs["model"]
             remedy = f"delete it and {references.runs_folder(path)}, and with a `reference:` it is made anew"
