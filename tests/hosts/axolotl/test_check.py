@@ -458,6 +458,14 @@ def test_unknown_keys_are_named_without_a_list_of_all_that_there_are(write):
     assert len(unused) < 400
 
 
+@pytest.mark.parametrize("plugins", [None, []])
+def test_a_yaml_without_our_plugin_is_a_mistake_after_one_with_it_too(write, plugins):
+    plan(write())
+    (line,) = mistakes(write(plugins=plugins))[1:]
+    assert "add versatune_plugin.VersaTunePlugin under `plugins:`" in line
+    plan(write())
+
+
 def test_a_path_of_a_detection_that_may_be_misspelt_makes_none(write):
     line = mistakes(write({"initial_proportions": "nothere/detection.json"}))[1]
     assert "versatune.initial_proportions: nothere/detection.json does not exist; give the right path" in line

@@ -76,7 +76,7 @@ def plan_of(path: Path, raw: Mapping, num_processes: int | None = None) -> Plan:
     num_processes = num_processes or int(os.environ.get("WORLD_SIZE") or workers)
     environment = _environment(AXOLOTL_TEE_STDOUT="0", WORLD_SIZE=None)
     problems: list[str] = []
-    with environment, _hosts_words_on_stderr() as show_from, TemporaryDirectory() as scratch:
+    with environment, _hosts_words_on_stderr() as show_from, _plugins_as_before(), TemporaryDirectory() as scratch:
         cfg = _validated(path, raw, Path(scratch), num_processes, problems)
         show_from(logging.ERROR)  # its loader warns for each domain that the rows are being prepared
         plan = None if problems else _plan(path, raw, cfg, problems)
@@ -183,6 +183,20 @@ def _hosts_words_on_stderr() -> Iterator[Callable[[int], None]]:
             for handler, level, stream in before:
                 handler.setLevel(level)
                 handler.setStream(stream)
+
+
+@contextmanager
+def _plugins_as_before() -> Iterator[None]:
+    """Register the plugins of a YAML for its check alone: Axolotl keeps them in its process, for the next YAML, too."""
+    from axolotl.integrations.base import PluginManager
+
+    plugins = PluginManager.get_instance().plugins
+    before = set(plugins)
+    try:
+        yield
+    finally:
+        for name in set(plugins) - before:
+            del plugins[name]
 
 
 def _try(problems: list[str], step: Callable, otherwise=None):
