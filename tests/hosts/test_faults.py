@@ -778,11 +778,17 @@ def test_chats_whose_answers_trl_cuts_off_altogether_are_missed_when_it_has_prep
         )
 
 
-def test_domain_that_loses_most_of_its_rows_is_named_with_both_numbers(workspace, tmp_path, caplog):
-    inside.build(workspace, tmp_path, rows=text() | {"code": prompts_too_long("code", 20, 1)})
-    lines = [message for message in warnings_of(caplog) if "'code'" in message and "left" in message]
-    assert len(lines) == 1
-    assert "TRL left 1 of 20 training rows" in lines[0]
+def test_domains_that_lose_rows_are_named_with_both_numbers_and_warned_of_where_it_is_more_than_a_few(
+    workspace, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "versatune_plugin")
+    rows = {"law": prompts_too_long("law", 60, 58), "medicine": prompts("medicine", 35)}
+    inside.build(workspace, tmp_path, rows=rows | {"code": prompts_too_long("code", 20, 1)})
+    lines = {record.getMessage()[:60]: record.levelname for record in caplog.records if "TRL left" in record.message}
+    assert lines == {
+        "domain 'law': TRL left 58 of 60 training rows: the others are"[:60]: "INFO",
+        "domain 'code': TRL left 1 of 20 training rows: the others are"[:60]: "WARNING",
+    }
 
 
 def test_rows_without_targets_beside_others_are_counted(workspace, tmp_path, caplog):

@@ -425,6 +425,39 @@ def test_what_a_yaml_has_prepared_is_used_again(write, workspace):
     assert len(list(Path("data/saved/prepared").iterdir())) > len(before), "rows cut otherwise are other rows"
 
 
+@pytest.mark.parametrize(
+    ("key", "folder", "others", "is_read"),
+    [
+        ("dataset_prepared_path", "data/prepared", ["rows.jsonl"], True),
+        ("output_dir", "data/runs/out", ["rows.jsonl"], True),
+        ("dataset_prepared_path", "data/.prepared", ["rows.jsonl"], False),
+        ("dataset_prepared_path", "data/prepared", ["train.jsonl"], False),
+        ("dataset_prepared_path", "prepared", ["rows.jsonl"], False),
+    ],
+)
+def test_a_data_folder_in_which_a_run_writes_is_refused_where_that_is_read_as_data(
+    write, workspace, key, folder, others, is_read
+):
+    from datasets import load_dataset
+
+    Path("data").mkdir()
+    for name in others:
+        shutil.copy(workspace / "data/law/train.jsonl", Path("data", name))
+    path = write()
+    config = yaml.safe_load(path.read_text()) | {key: folder}
+    config["datasets"][0] = {"path": "data", "type": "alpaca", "domain": "law"}
+    path.write_text(yaml.safe_dump(config))
+    if is_read:
+        (line,) = mistakes(path)[1:]
+        assert f"datasets[0]: data holds {key} {folder}" in line
+    else:
+        plan(path)
+    written = Path(folder, "some.jsonl")  # as in the library that reads it
+    written.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workspace / "data/law/train.jsonl", written)
+    assert (load_dataset("data", split="train").num_rows > NUM_ROWS["law"]) == is_read
+
+
 def test_a_column_that_names_no_domains_and_a_name_too_long_for_a_file(write, workspace):
     rows = map(json.loads, lines(workspace, "law"))
     Path("rows.jsonl").write_text("".join(json.dumps(row | {"id": str(n)}) + "\n" for n, row in enumerate(rows)))

@@ -234,14 +234,16 @@ def _validated(path: Path, raw: Mapping, scratch: Path, num_processes: int, prob
 
 
 def _data_problems(raw: Mapping) -> list[str]:
-    """Entries of datasets that are files by their names, and are not there or empty."""
+    """Entries of datasets that are files by their names, and are not there or empty; folders that hold other files."""
+    from versatune_plugin.hosts.axolotl.data import folder_problems
+
     problems = []
     for key in ("datasets", "test_datasets"):
         for number, entry in enumerate(raw[key] if isinstance(raw.get(key), list) else ()):
             given = entry.get("path") if isinstance(entry, Mapping) else None
             if isinstance(given, str) and "://" not in given and (problem := file_problem(Path(given))):
                 problems.append(f"{key}[{number}] (domain {entry.get('domain')!r}): {problem}")
-    return problems
+    return problems + folder_problems(raw)
 
 
 def _plugin_problems(raw: Mapping) -> list[str]:
@@ -337,7 +339,7 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     probe, remarks = _try(problems, lambda: _probe(config, measured, cfg, rows, counts), (None, {}))
     first = _first_rows(train)
     shared = shared_remarks(first, heldout, streamed=are_streams(train))
-    remarks |= {"rows": [*loaded.notes, *shared]}
+    remarks |= {"rows": [*(line for _, line in loaded.notes), *shared]}
     remarks |= _measurement_remarks(path, config, cfg, missing, train) | _setting_remarks(raw, cfg, config, missing)
     of = "of the first " if are_streams(train) else "of "
     remarks |= {"targets": [f"warning: {line}" for line in target_remarks(first, heldout, of)]}

@@ -71,14 +71,14 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         check_or_write()
 
     def _say_what_was_dropped(self, given: tuple[Mapping, Mapping], left: tuple[Mapping, Mapping]) -> None:
-        """Name the domains that lost most of their rows; of streams and of packed rows that is not known."""
+        """Name the domains that lost rows; of streams and of packed rows that is not known."""
         if not self.is_world_process_zero():
             return
         for before, after, kind in zip(given, left, ("training", "held-out"), strict=True):
             if are_streams(before) or (kind == "training" and self.args.packing):
                 continue
-            for line in drop_remarks(num_rows(before), num_rows(after), "TRL", kind):
-                visible_logger().warning("%s", line)
+            for level, line in drop_remarks(num_rows(before), num_rows(after), "TRL", kind):
+                visible_logger().log(level, "%s", line)
 
     @property
     def _columns_read(self) -> list[str] | None:
