@@ -56,3 +56,41 @@ def test_another_file_another_kind_and_another_version_are_told_apart(tmp_path):
     assert "(its schema: 'versatune/other')" in refusal(path, {"schema": "versatune/other", "version": 2})
     message = refusal(path, {"schema": "versatune/measured", "version": 1})
     assert "has version 1, this release reads 2" in message
+
+
+@pytest.mark.parametrize(
+    ("there", "meant"),
+    [
+        ("versatune/measured.json", "versatune/measuerd.json"),
+        ("versatune/measured.json", "versatune/Measured.json"),
+        ("versatune/measured.json", "versatune/mesured.json"),
+        ("versatune/measured.json", "versatnue/measured.json"),
+        ("versatune/measured.json", "versatnue/measurd.json"),
+        ("measured_losses.json", "measured-losses.json"),
+        ("measured_losses.json", "measuredlosses.json"),
+        ("measured-qwen-7b.json", "mesured-qwen-7b.json"),
+    ],
+)
+def test_a_path_that_is_a_document_but_for_a_slip_is_misspelt(tmp_path, there, meant):
+    Measured(model="m", losses={}).write(tmp_path / there)
+    assert Measured.misspelt(tmp_path / meant) == tmp_path / there
+    (tmp_path / there).write_text('{"schema": "versatune/other"}')
+    assert Measured.misspelt(tmp_path / meant) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "other"),
+    [
+        ("measured-7b.json", "measured-8b.json"),
+        ("measured-1.json", "measured-12.json"),
+        ("measured-qwen.json", "measured-gwen.json"),
+        ("measured.json", "measured-qwen.json"),
+        ("measured.json", "detection.json"),
+        ("measured.json", "measured.json"),
+        ("one/measured.json", "two/measured.json"),
+        ("run-1/measured.json", "run-2/measured.json"),
+    ],
+)
+def test_a_path_of_another_name_is_not_misspelt(tmp_path, there, other):
+    Measured(model="m", losses={}).write(tmp_path / there)
+    assert Measured.misspelt(tmp_path / other) is None

@@ -298,6 +298,28 @@ def test_shared_rows_are_counted_by_pair_of_domains_and_those_within_a_domain_ar
     assert data.shared_rows({"law": tokens([[1]]), "code": tokens([[2]])}, {}) == []
 
 
+def test_shared_rows_are_those_that_a_comparison_of_all_of_them_finds():
+    """Random rows of few tokens, some long ones, in several slices, without labels and with masked ones."""
+    rng = np.random.default_rng(3)
+    long = [rng.integers(0, 9, 3000 + number).tolist() for number in range(3)]
+    rows = {
+        domain: [rng.integers(0, 9, rng.integers(0, 5)).tolist() for _ in range(5000)] + long[:number]
+        for number, domain in enumerate(("law", "code", "art"), start=1)
+    }
+    labels = {
+        domain: [[-100] * (len(row) // 2) + row[len(row) // 2 :] for row in of_domain]
+        for domain, of_domain in rows.items()
+    }
+    of_law = set(map(tuple, rows["law"]))
+    number = sum(tuple(row) in of_law for row in rows["art"])
+    for parts in (
+        {domain: tokens(of_domain) for domain, of_domain in rows.items()},
+        {domain: tokens(of_domain, labels[domain]) for domain, of_domain in rows.items()},
+    ):
+        lines = data.shared_rows({"law": parts["law"]}, {"art": parts["art"]})
+        assert lines == [f"{number:,} of 5,003 held-out rows of 'art' are training rows of 'law', too"]
+
+
 def test_of_rows_in_several_domains_the_first_is_kept():
     parts = {"law": tokens([[1], [2], [1]]), "code": tokens([[2], [3]]), "art": tokens([[1]])}
     kept = data.without_duplicates(parts)

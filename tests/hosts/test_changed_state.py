@@ -1,5 +1,6 @@
 """What a script changes on a trainer after it was built: taken over, or refused before a step is trained."""
 
+import json
 import logging
 import zlib
 
@@ -253,6 +254,26 @@ def test_a_callback_that_is_removed_while_the_run_goes_on_is_missed(workspace, t
     trainer = inside.build(workspace, tmp_path, **SHORT, trainer={"callbacks": [Removes()]})
     trainer.train()
     assert len([line for line in said(caplog) if "VersaTuneCallback was removed while the run went on" in line]) == 1
+
+
+def test_a_checkpoint_that_others_write_as_a_resumed_run_begins_leaves_the_state_it_goes_on_from(workspace, tmp_path):
+    class Saves(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            trainer._save_checkpoint(trainer.model, None)
+
+    options = {"max_steps": 9, "save_strategy": "steps", "save_steps": 4}
+    inside.train(workspace, tmp_path / "whole", **options)
+    stopped = inside.stopped_at(tmp_path / "whole", tmp_path / "resumed", 4)
+    trainer = inside.build(workspace, stopped, **options, trainer={"callbacks": [Saves()]})
+    trainer.train(resume_from_checkpoint=True)
+    for name in ("checkpoint-4", "checkpoint-8"):
+        of_whole, of_resumed = (
+            json.loads((tmp_path / run / name / "trainer_state.json").read_text())["stateful_callbacks"]
+            for run in ("whole", "resumed")
+        )
+        assert of_resumed["VersaTuneCallback"] == of_whole["VersaTuneCallback"]
+    assert runs.stream(stopped) == runs.stream(tmp_path / "whole")
+    assert runs.history(stopped) == runs.history(tmp_path / "whole")
 
 
 def test_a_loader_that_others_ask_for_is_not_the_one_that_is_steered(workspace, tmp_path):

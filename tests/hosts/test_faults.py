@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("trl")
 
+from transformers import AutoTokenizer
+
 from tests.hosts import inside, runs
 from tests.hosts.rows import HELDOUT, chats, prompts, text, tokenizer, tokens_only
 from tests.tiny import DOMAINS, NUM_ROWS, WORDS, make_rows
@@ -710,19 +712,83 @@ def prompts_too_long(domain: str, num_rows: int, num_fitting: int, start: int = 
     return Dataset.from_list(rows)
 
 
+def chat_prompts_too_long(domain: str, num_rows: int, start: int = 0):
+    """The same as messages."""
+    return prompts_too_long(domain, num_rows, 0, start).map(
+        lambda row: {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["completion"]}],
+        }
+    )
+
+
+def tokens_cut_off(workspace):
+    """Tokenised rows whose first target comes too late."""
+    rows = tokens_only(workspace, {"code": prompts_too_long("code", 21, 0).rename_column("prompt", "text")})["code"]
+    return rows.map(lambda row: {"labels": [-100] * 64 + row["input_ids"][64:]})
+
+
+CHAT = (
+    "{% for message in messages %}<s>{{ message.role }}: "
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}</s>{% endgeneration %}"
+    "{% else %}{{ message.content }}</s>{% endif %}{% endfor %}"
+)
+
+
 @pytest.mark.parametrize(("given", "where"), [("heldout", "held-out"), ("rows", "training")])
-def test_rows_that_trl_drops_altogether_are_missed(workspace, tmp_path, given, where):
+@pytest.mark.parametrize("form", ["prompts", "chats", "tokens"])
+def test_rows_that_trl_would_cut_off_altogether_are_missed_before_a_model_is_loaded(
+    workspace, tmp_path, given, where, form
+):
+    words = AutoTokenizer.from_pretrained(workspace / "model")
+    words.chat_template = CHAT
+    words.save_pretrained(tmp_path / "model")  # no weights
     options = {"heldout": text(HELDOUT, 1000), "rows": text()}
-    options[given]["code"] = prompts_too_long("code", 21, 0)
-    with pytest.raises(ValueError, match=rf"domain 'code' has no {where} rows left .* \(of 21 given"):
-        inside.build(workspace, tmp_path, **options)
+    options[given]["code"] = {
+        "prompts": lambda: prompts_too_long("code", 21, 0),
+        "chats": lambda: chat_prompts_too_long("code", 21),
+        "tokens": lambda: tokens_cut_off(workspace),
+    }[form]()
+    for trainer in (
+        NO_MODEL | {"processing_class": words},
+        {"model": str(tmp_path / "model"), "processing_class": None},
+    ):
+        with pytest.raises(ValueError, match=rf"(?s)max_length 64 .*'code': nothing .* its 21 {where} rows$"):
+            inside.build(workspace, tmp_path / "run", trainer=trainer, **options)
 
 
-def test_domain_that_loses_most_of_its_rows_is_named_with_both_numbers(workspace, tmp_path, caplog):
-    inside.build(workspace, tmp_path, rows=text() | {"code": prompts_too_long("code", 20, 1)})
-    lines = [message for message in warnings_of(caplog) if "'code'" in message and "left" in message]
-    assert len(lines) == 1
-    assert "TRL left 1 of 20 training rows" in lines[0]
+def test_chats_whose_answers_trl_cuts_off_altogether_are_missed_when_it_has_prepared_them(workspace, tmp_path):
+    words = AutoTokenizer.from_pretrained(workspace / "model")
+    words.chat_template = CHAT
+    rows = {
+        domain: chat_prompts_too_long(domain, 21) if domain == "code" else chat_rows
+        for domain, chat_rows in conversations().items()
+    }
+    rows["code"] = rows["code"].map(
+        lambda row: {"messages": row["prompt"] + row["completion"]}, remove_columns=["prompt", "completion"]
+    )
+    with pytest.raises(ValueError, match=r"domain 'code' has no training rows left .* \(of 21 given"):
+        inside.build(
+            workspace,
+            tmp_path,
+            rows=rows,
+            heldout=conversations(HELDOUT, 1000),
+            assistant_only_loss=True,
+            trainer={"processing_class": words},
+        )
+
+
+def test_domains_that_lose_rows_are_named_with_both_numbers_and_warned_of_where_it_is_more_than_a_few(
+    workspace, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "versatune_plugin")
+    rows = {"law": prompts_too_long("law", 60, 58), "medicine": prompts("medicine", 35)}
+    inside.build(workspace, tmp_path, rows=rows | {"code": prompts_too_long("code", 20, 1)})
+    lines = {record.getMessage()[:60]: record.levelname for record in caplog.records if "TRL left" in record.message}
+    assert lines == {
+        "domain 'law': TRL left 58 of 60 training rows: the others are"[:60]: "INFO",
+        "domain 'code': TRL left 1 of 20 training rows: the others are"[:60]: "WARNING",
+    }
 
 
 def test_rows_without_targets_beside_others_are_counted(workspace, tmp_path, caplog):

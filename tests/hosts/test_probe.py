@@ -270,50 +270,6 @@ def test_an_optimizer_with_two_sets_of_weights_is_measured_at_those_for_evaluati
     assert trainer.optimizer.optimizer.trains == (eval_strategy == "no"), "as the host alone would leave it"
 
 
-def masked_by_the_collator(workspace, folder):
-    """A run as in tutorials: padding is the end token, and transformers' collator masks it wherever it stands."""
-    from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling, Trainer, TrainingArguments
-
-    from versatune_plugin import VersaTuneMixin
-
-    class Mixed(VersaTuneMixin, Trainer):
-        pass
-
-    words = tokenizer(workspace)
-    words.pad_token = words.eos_token
-
-    def tokens(domain, number, start=0):
-        rows = [f"{row['instruction']} {row['output']}</s>" for row in make_rows(domain, number, start)]
-        return Dataset.from_dict({"input_ids": [words(row)["input_ids"] for row in rows]})
-
-    return Mixed(
-        model=AutoModelForCausalLM.from_pretrained(workspace / "model"),
-        args=TrainingArguments(output_dir=str(folder), max_steps=3, report_to="none", use_cpu=True, save_strategy="no"),
-        train_dataset={domain: tokens(domain, NUM_ROWS[domain]) for domain in DOMAINS},
-        eval_dataset={domain: tokens(domain, NUM_HELDOUT, 1000) for domain in DOMAINS},
-        data_collator=DataCollatorForLanguageModeling(words, mlm=False),
-        versatune=inside.block(),
-    )
-
-
-def test_targets_that_the_collator_masks_are_said_with_their_numbers(workspace, tmp_path, caplog):
-    trainer = masked_by_the_collator(workspace, tmp_path)
-    numbers = [facts["target_tokens"] for facts in trainer.probe_facts.values()]
-    trainer.train()
-    lines = [r.getMessage() for r in caplog.records if "collator makes other targets" in r.getMessage()]
-    assert len(lines) == 1
-    for domain, number in zip(DOMAINS, numbers, strict=True):
-        assert f"{domain} {number - 6} of {number}" in lines[0], "an end token in each of 6 rows"
-
-
-@pytest.mark.parametrize("options", [{}, {"padding_free": True, "max_length": None}], ids=["padded", "padding-free"])
-def test_collators_of_the_host_leave_the_targets_of_the_rows(workspace, tmp_path, caplog, options):
-    rows = {domain: prompts(domain, NUM_ROWS[domain]) for domain in DOMAINS}
-    heldout = {domain: prompts(domain, NUM_HELDOUT, 1000) for domain in DOMAINS}
-    inside.build(workspace, tmp_path, rows=rows, heldout=heldout, **options).probe_losses()
-    assert "collator" not in caplog.text
-
-
 def test_mode_is_restored_where_the_forward_fails(workspace, tmp_path):
     trainer = inside.build(workspace, tmp_path)
     trainer.model.train()
@@ -393,7 +349,6 @@ def test_reference_runs_in_trl_choose_their_rows_by_the_budget_too(workspace, tm
 def test_reference_runs_in_axolotl_choose_their_rows_by_the_budget_too():
     pytest.importorskip("axolotl")
     from axolotl.utils.dict import DictDefault
-    from datasets import Dataset
 
     from versatune_plugin.config.block import VersaTuneConfig
     from versatune_plugin.hosts.axolotl.references import num_probe_rows

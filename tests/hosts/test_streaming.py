@@ -68,6 +68,24 @@ def test_resumed_run_is_the_run_that_was_never_stopped(workspace, tmp_path, whol
     assert inside.same_weights(inside.weights(resumed), inside.weights(trainer))
 
 
+def test_held_out_rows_that_the_streams_begin_with_are_said(workspace, tmp_path, caplog):
+    heldout = {domain: Dataset.from_list(list(rows.take(7))) for domain, rows in streams(1).items()}
+    heldout["code"] = Dataset.from_list(list(streams(1)["law"].take(7)))
+    inside.build(workspace, tmp_path / "same", rows=streams(1), heldout=heldout, **RUN)
+    (of_code, of_law, of_medicine, looked_at) = sorted(
+        record.getMessage() for record in caplog.records if "held-out rows" in record.getMessage()
+    )
+    assert of_code.startswith("7 of 7 held-out rows of 'code' are training rows of 'law'")
+    assert of_law.startswith("7 of 7 held-out rows of 'law' are training rows of 'law'")
+    assert of_medicine.startswith("7 of 7 held-out rows of 'medicine' are")
+    assert "the first rows were compared (law 32, medicine 32, code 21)" in looked_at
+    caplog.clear()
+    others = {domain: rows.skip(7) for domain, rows in streams(1).items()}
+    heldout["code"] = Dataset.from_list(list(streams(1)["code"].take(7)))
+    inside.build(workspace, tmp_path / "others", rows=others, heldout=heldout, **RUN)
+    assert "held-out rows" not in caplog.text
+
+
 def test_a_second_call_of_train_reads_the_streams_anew(workspace, tmp_path):
     trainer = inside.train(workspace, tmp_path, rows=streams(), **RUN | {"max_steps": 5})
     trainer.train()

@@ -1,6 +1,7 @@
 """The sums of the training batches against torch's cross-entropy, one row at a time; and what is refused."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from versatune_plugin.hosts.checks import train_signal_problems  # noqa: E402
 from versatune_plugin.measuring import train_losses  # noqa: E402
-from versatune_plugin.measuring.train_losses import TrainLosses, logits_of  # noqa: E402
+from versatune_plugin.measuring.train_losses import TrainLosses, first_outputs, predictions_of  # noqa: E402
 
 VOCABULARY = 11
 
@@ -233,18 +234,46 @@ def test_a_micro_batch_too_many_or_too_few_is_refused():
 )
 def test_a_model_without_logits_is_refused_with_the_way_out(outputs):
     with pytest.raises(RuntimeError, match=r"returned none\. Switch off .*Liger.*cut cross entropy.*signal: probe"):
-        logits_of(outputs, torch.zeros((2, 5)))
+        predictions_of([outputs], torch.zeros((2, 5)))
 
 
-def test_logits_of_other_positions_than_the_labels_are_refused():
-    with pytest.raises(RuntimeError, match=r"\(2, 8, 11\) and \(2, 5\) .*virtual tokens.*signal: probe"):
-        logits_of({"logits": torch.zeros(2, 8, VOCABULARY)}, torch.zeros((2, 5)))
+def test_a_model_that_was_not_called_is_refused():
+    with pytest.raises(RuntimeError, match="returned none"):
+        predictions_of([], torch.zeros((2, 5)))
+
+
+@pytest.mark.parametrize("returned", [{"logits": torch.zeros(2, 8, VOCABULARY)}, {"log_probs": torch.zeros(2, 8)}])
+def test_predictions_of_other_positions_than_the_labels_are_refused(returned):
+    (shape,) = [re.escape(str(tuple(tensor.shape))) for tensor in returned.values()]
+    with pytest.raises(RuntimeError, match=rf"{shape} and \(2, 5\) .*virtual tokens.*signal: probe"):
+        predictions_of([returned], torch.zeros((2, 5)))
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda **given: SimpleNamespace(**given)], ids=["dict", "attributes"])
-def test_logits_are_found_in_what_a_model_returns(wrap):
-    logits = torch.zeros(2, 5, VOCABULARY)
-    assert logits_of(wrap(logits=logits), torch.zeros((2, 5))) is logits
+def test_predictions_are_found_in_what_a_model_returns(wrap):
+    logits, log_probs = torch.zeros(2, 5, VOCABULARY), torch.zeros(2, 4)
+    labels = torch.zeros((2, 5))
+    assert predictions_of([wrap(logits=logits)], labels) is logits
+    assert predictions_of([wrap(logits=None, log_probs=log_probs)], labels) is log_probs
+    assert predictions_of([wrap(logits=logits, log_probs=log_probs)], labels) is logits
+
+
+def test_log_probabilities_of_the_targets_give_what_their_logits_do():
+    logits, labels = batch(40)
+    targets = labels[:, 1:].clamp(min=0)[..., None]
+    log_probs = logits[:, :-1].log_softmax(-1).gather(2, targets)[..., 0].where(labels[:, 1:] != -100, 0)
+    of_logits, of_targets = (sums_of(losses_of((given, labels, [0, 1, 2, 0]))) for given in (logits, log_probs))
+    assert of_targets[1].tolist() == of_logits[1].tolist()
+    assert of_targets[0] == pytest.approx(of_logits[0], rel=1e-6)
+
+
+def test_only_the_first_call_of_a_model_is_kept_and_none_after_the_block():
+    model = torch.nn.Identity()
+    with first_outputs(model) as outputs:
+        model("trained")
+        model("measured beside it")
+    model("later")
+    assert outputs == ["trained"]
 
 
 @pytest.mark.parametrize(

@@ -471,6 +471,28 @@ def test_proportions_and_realised_shares_stand_side_by_side():
     assert [bar.get_x() for bar in drawn(final).axes[0].patches] == pytest.approx([0, 0, 0.5, 0.75])
 
 
+def test_of_more_domains_than_marks_charts_show_those_in_which_the_runs_differ_most():
+    pytest.importorskip("matplotlib")
+    names = [f"domain {number:02d}" for number in range(50)]
+    losses = {name: (4.0, 3.0, 2.0) for name in names}
+    share = dict.fromkeys(names, 1 / 50) | {"domain 40": 0.03, "domain 41": 0.01}
+    other = make_run("other", losses | {"domain 45": (4.0, 3.0, 1.0)}, share=share)
+    sections = compare([make_run("uni", losses), other])
+    final, _, table = section(sections, "Proportions").parts
+    assert len(final.legend) == 24
+    assert {"domain 40", "domain 41", "27 others"} < set(final.legend)
+    widths = [bar.get_width() for bar in drawn(final).axes[0].patches]
+    assert [sum(widths[::2]), sum(widths[1::2])] == pytest.approx([1, 1])
+    assert len(table.header) == 51
+    radar, gains = section(sections, "Gain by domain").parts[:2]
+    labels = [text.get_text() for text in drawn(radar).axes[0].get_xticklabels()]
+    assert "domain 45" in labels
+    assert len(labels) == 24
+    assert len(gains.header) == 52
+    for chart in (final, radar):
+        assert "Of 50 domains those are shown in which the runs differ most." in chart.caption
+
+
 def test_proportions_that_never_acted_are_not_those_at_the_end():
     other = make_other()
     for record in other.records:

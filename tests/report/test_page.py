@@ -271,10 +271,27 @@ def test_requested_shares_stand_beside_realised_ones_in_the_same_unit(unit, colu
     assert list(parts_of(run_of(records), Chart)["Requested and realised"].legend) == ["requested", *columns]
 
 
-def test_beyond_the_marks_a_caption_says_that_they_repeat():
-    for number, repeats in ((24, False), (25, True)):
+def test_of_more_domains_than_marks_charts_show_those_that_moved_most_and_the_table_all():
+    run = run_of(expansion(names(50), num_updates=3))
+    charts = parts_of(run, Chart)
+    first, last = run.records[0].proportions_before, run.records[-1].proportions
+    moved = sorted(first, key=lambda domain: -abs(last[domain] - first[domain]))
+    for title in ("Held-out loss", "Passes over the data", "Requested and realised", "The mixture"):
+        assert "Of 50 domains those are shown whose proportions changed most" in charts[title].caption, title
+        assert moved[0] in charts[title].alt, title
+        figure = drawn(charts[title])
+        assert figure.get_size_inches()[1] < 12, title
+    assert len(charts["Held-out loss"].legend) == len(drawn(charts["Held-out loss"]).axes[0].lines) == 24
+    assert [name for name in charts["The mixture"].legend if name.endswith("others")] == ["27 others"]
+    (table,) = [part for part in run_sections(run)[0].parts if isinstance(part, Table)]
+    assert [row[0] for row in table.rows] == list(names(50))
+    few = parts_of(run_of(expansion(names(24), num_updates=1)), Chart)
+    assert all("those are shown" not in chart.caption for chart in few.values())
+
+
+def test_beyond_a_few_domains_no_references_are_drawn():
+    for number in (24, 25):
         chart = parts_of(run_of(expansion(names(number), num_updates=1)), Chart)["Held-out loss"]
-        assert ("The marks repeat after 24 domains." in chart.caption) == repeats
         assert "Dotted" not in chart.caption
         assert not any(line.get_linestyle() == (0, (1, 2)) for line in drawn(chart).axes[0].lines)
 

@@ -3,12 +3,14 @@ import sys
 
 import pytest
 
+from tests.report.histories import expansion, write
 from versatune_plugin.files.record import Record
 from versatune_plugin.report import (
     draw_mixture,
     drawing,
     format_summary,
     format_update,
+    make_report,
     numbered,
     plot_history,
     summarise,
@@ -319,6 +321,18 @@ def test_a_name_that_no_font_here_can_write_is_drawn_as_its_number(shown, monkey
     plot_history([record], tmp_path / "mixture.png")
     assert shown[::-1] == ["law", "#2", "médecine", "#4"]
     assert numbered(names) == {"法律": "#2", "코드": "#4"}
+    drawing._characters.cache_clear()
+
+
+def test_runs_that_no_font_here_can_write_are_drawn_by_number_and_no_box_is(shown, monkeypatch, tmp_path):
+    pytest.importorskip("jinja2")
+    monkeypatch.setattr(drawing, "_CJK", ())
+    drawing._characters.cache_clear()
+    folders = [write(expansion(), tmp_path / name) for name in ("uniform", "实验")]
+    _, pngs = make_report(folders).write(tmp_path / "page")
+    assert pngs
+    assert {"uniform", "run 2"} <= set(shown)
+    assert not [text for text in shown if "实" in text]
     drawing._characters.cache_clear()
 
 

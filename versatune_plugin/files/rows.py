@@ -22,6 +22,7 @@ _SAYING_WHAT_IS_TRAINED_ON = (LABELS, PACKED_LENGTHS)
 _SLICE = 4096  # rows read at once
 _ENOUGH_TO_TELL = 10  # rows from which on values that occur once mean that the column names something else
 _MOST_PAIRS = 6  # of domains whose shared rows are told
+_APART = np.uint64(0x9E3779B97F4A7C15)  # odd and large, so that a label never stands in for a token
 _SHOWN = 3  # values shown in an error
 
 
@@ -127,40 +128,52 @@ def token_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray
     return _of_slices(dataset, [TOKENS], rows, lambda table: _lengths(table[TOKENS]))
 
 
-def costs(dataset: Dataset, unit: str, rows: np.ndarray | None = None) -> np.ndarray:
-    """What each of the given rows (default: all) counts in a unit, int64; every row is one example."""
+def costs(dataset: Dataset, unit: str, rows: np.ndarray | None = None, masked: int | None = None) -> np.ndarray:
+    """What each of the given rows (default: all) counts in a unit, int64; every row is one example.
+
+    `masked`: as for `target_counts`.
+    """
     if unit == "examples":
         return np.ones(len(dataset) if rows is None else len(rows), dtype=np.int64)
-    return (token_counts if unit == "tokens" else target_counts)(dataset, rows)
+    return token_counts(dataset, rows) if unit == "tokens" else target_counts(dataset, rows, masked)
 
 
-def sizes(train: Mapping[str, Dataset], unit: str) -> tuple[dict[str, int], np.ndarray | None]:
+def sizes(
+    train: Mapping[str, Dataset], unit: str, masked: int | None = None
+) -> tuple[dict[str, int], np.ndarray | None]:
     """How much each domain has in a unit, and what each row of all domains, one after another, counts in it.
 
-    Of examples every row counts one, which None says.
+    Of examples every row counts one, which None says. `masked`: as for `target_counts`.
     """
     if unit == "examples":
         return {domain: len(rows) for domain, rows in train.items()}, None
-    by_domain = {domain: costs(rows, unit) for domain, rows in train.items()}
+    by_domain = {domain: costs(rows, unit, masked=masked) for domain, rows in train.items()}
     return {domain: int(of_rows.sum()) for domain, of_rows in by_domain.items()}, np.concatenate([*by_domain.values()])
 
 
-def target_counts(dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray:
+def target_counts(dataset: Dataset, rows: np.ndarray | None = None, masked: int | None = None) -> np.ndarray:
     """Target tokens of each of the given rows (default: all), int64.
 
     These are labels that are not -100, from the second on (the first has nothing before it); of several sequences
     packed in a row, each one's first is none. Rows without labels are their own labels, as TRL's collator has it.
+
+    Args:
+        dataset: Tokenised rows.
+        rows: Which of them.
+        masked: Where a collator makes all tokens targets but one, whatever the labels: that one.
     """
     names = [name for name in (TOKENS, LABELS, PACKED_LENGTHS) if name in dataset.column_names]
-    return _of_slices(dataset, names, rows, _num_targets)
+    return _of_slices(dataset, names, rows, lambda table: _num_targets(table, masked))
 
 
-def _num_targets(table: pa.Table) -> np.ndarray:
+def _num_targets(table: pa.Table, masked: int | None = None) -> np.ndarray:
     """Target tokens of each row of a table with its tokens, labels and packed lengths, as far as it has them."""
     lengths = _lengths(table[TOKENS])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     is_target = np.ones(starts[-1], dtype=bool)
-    if LABELS in table.column_names:
+    if masked is not None:
+        is_target = _flat(table[TOKENS]) != masked
+    elif LABELS in table.column_names:
         is_target = _flat(table[LABELS]) != -100
     firsts = starts[:-1][lengths > 0]
     if PACKED_LENGTHS in table.column_names:
@@ -243,22 +256,49 @@ def shared_rows(train: Mapping[str, Dataset], heldout: Mapping[str, Dataset]) ->
         train: Tokenised training rows per domain.
         heldout: Tokenised held-out rows per domain.
     """
-    trained = {domain: row_digests(rows) for domain, rows in train.items()}
-    measured = {domain: row_digests(rows) for domain, rows in heldout.items()}
-    parts = [*trained.values(), *measured.values()]
-    digests, counts = np.unique(np.concatenate([np.unique(part) for part in parts]), return_counts=True)
-    shared = digests[counts > 1]
-    if not len(shared):
-        return []
-    pairs = [(f"training rows of {a!r}", trained[a], b) for a, b in combinations(trained, 2)]
-    pairs += [(f"held-out rows of {a!r}", rows, b) for a, rows in measured.items() for b in trained]
+    digests = _digests_of_shared([*train.values(), *heldout.values()])
+    trained, measured = dict(zip(train, digests, strict=False)), dict(zip(heldout, digests[len(train) :], strict=True))
+    pairs = [(f"{len(train[a]):,} training rows of {a!r}", trained[a], b) for a, b in combinations(trained, 2)]
+    pairs += [(f"{len(heldout[a]):,} held-out rows of {a!r}", rows, b) for a, rows in measured.items() for b in trained]
     found = []
     for name, rows, other in pairs:
-        number = int(np.isin(rows[np.isin(rows, shared)], trained[other]).sum())
-        found.append((number, f"{number:,} of {len(rows):,} {name} are training rows of {other!r}, too"))
+        number = int(np.isin(rows, trained[other]).sum())
+        found.append((number, f"{number:,} of {name} are training rows of {other!r}, too"))
     lines = [line for number, line in sorted(found, key=lambda pair: -pair[0]) if number]
     more = [f"and so in {len(lines) - _MOST_PAIRS} more pairs of domains"] if len(lines) > _MOST_PAIRS else []
     return lines[:_MOST_PAIRS] + more
+
+
+def _digests_of_shared(parts: Sequence[Dataset]) -> list[np.ndarray]:
+    """Of each part the digests of those rows that others may have, too: all that others do have are among them."""
+    keys = [_row_keys(rows) for rows in parts]
+    values, counts = np.unique(np.concatenate([np.unique(of_part) for of_part in keys]), return_counts=True)
+    places = [np.flatnonzero(np.isin(of_part, values[counts > 1])) for of_part in keys]
+    return [row_digests(rows.select(of_part)) for rows, of_part in zip(parts, places, strict=True)]
+
+
+def _row_keys(dataset: Dataset) -> np.ndarray:
+    """A number for each row, uint64: the same for rows that are alike, and hardly ever for others.
+
+    Made of all rows at every start, so it goes without a loop over rows: 200,000 of 225 tokens took 2.1 s by digests
+    alone, 0.8 s so.
+    """
+    columns = [name for name in (TOKENS, LABELS) if name in dataset.column_names]
+    weights = np.empty(0, dtype=np.uint64)
+    keys = []
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=_SLICE):
+        numbers = [_lengths_and_elements(table[name]) for name in columns]
+        lengths, elements = numbers[0][0], numbers[0][1].astype(np.uint64)
+        for of_column, labels in numbers[1:]:
+            if np.array_equal(of_column, lengths):
+                elements = elements + labels.astype(np.uint64) * _APART
+        if len(weights) < lengths.max():
+            weights = np.random.default_rng(0).integers(2**64, size=lengths.max(), dtype=np.uint64)
+        ends = np.cumsum(lengths)
+        places = np.arange(len(elements)) - np.repeat(ends - lengths, lengths)
+        sums = np.concatenate([[np.uint64(0)], np.cumsum(elements * weights[places], dtype=np.uint64)])
+        keys.append(sums[ends] - sums[ends - lengths] + lengths.astype(np.uint64))
+    return np.concatenate([np.empty(0, dtype=np.uint64), *keys])
 
 
 def without_duplicates(parts: Mapping[Key, Dataset]) -> dict[Key, Dataset]:

@@ -27,6 +27,8 @@ STATE_VERSION = 5
 
 _MOST_ROWS = 24  # of the table at the end of a run
 
+_MUCH = 0.05  # of the rows trained on, waiting at the end: so much is said
+
 _IN_WORDS = {
     "look_ahead_steps": "steps until new proportions act",
     "num_processes": "number of processes",
@@ -55,6 +57,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     is_running: bool = False
     """Whether a run has its loader, and with it the feed that is steered."""
+    has_begun: bool = False
+    """Whether the newest run has begun; it may have ended since."""
 
     _steering: Steering
     _settings: Settings
@@ -64,7 +68,6 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         # the trainer holds this callback: a cycle would keep its loader's workers
         self._trainer: Steered = weakref.proxy(trainer)
         self._logger = logger
-        self._has_begun = False
         self._history: History | None = None
         self._before_end: tuple[int, dict] | None = None  # a step, and the state there without the run's end
         self._ended = 0  # the last optimizer step whose end was dealt with
@@ -80,7 +83,9 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """A new run measures before its first step; a resumed one takes over the checkpoint's state."""
-        self.is_running = self._has_begun = True
+        if self.has_begun:  # for a checkpoint that something wrote before
+            return
+        self.is_running = self.has_begun = True
         self._state, self._look_ahead = state, look_ahead_of(args)
         self._settings = self._trainer.settings_of_run(state.max_steps)
         self._steering = self._new_steering(state.max_steps)
@@ -170,10 +175,11 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         if self._history is not None:
             self._history.finish()
             self._show_summary(self._history, time.perf_counter() - self._began)
+            self._show_waiting(step)
 
     def state(self) -> dict:
         """What a checkpoint keeps of a run: without the measurement of its end, which a longer run does not make."""
-        if not self._has_begun or self._trainer.feed is None:
+        if not self.has_begun or self._trainer.feed is None:
             return {"args": {}, "attributes": {}}
         if self._before_end is not None and self._before_end[0] == self._state.global_step:
             return self._before_end[1]
@@ -405,6 +411,18 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
             if names := numbered(self._settings.domains):
                 in_words = ", ".join(f"{number} {name}" for name, number in names.items())
                 self._logger.info("no font here has the characters of some names, so the plot has: %s", in_words)
+
+    def _show_waiting(self, step: int) -> None:
+        """Say what was drawn and did not come to be trained on, where that is much beside what was."""
+        feed, trained_on = self._steering.feed, int(self._steering.drawn[0].sum())
+        waiting = feed.sampler.count_by_domain(feed.waiting_before(step))
+        if self._trainer.reference_run is None and waiting.sum() > _MUCH * trained_on:
+            self._logger.info(
+                "still waiting for a bin when the run ended: %s rows, beside %d that were trained on; by so much the "
+                "realised shares may differ from the requested ones, as in any packed run so short",
+                in_a_line(dict(zip(self._settings.domains, waiting.tolist(), strict=True)), digits=0),
+                trained_on,
+            )
 
 
 def _shown(domains: Sequence[str], proportions: Iterable[Any]) -> str:

@@ -391,8 +391,8 @@ def train_signal_problems(args) -> list[str]:
     refused = [
         (
             given("loss_type") == "chunked_nll",
-            "loss_type chunked_nll (TRL's default) never holds the logits of a batch: set loss_type='nll', which needs "
-            "memory for batch x length x vocabulary",
+            "loss_type chunked_nll (TRL's default before 1.15) never holds the logits of a batch: set loss_type='nll', "
+            "which needs memory for batch x length x vocabulary",
         ),
         (
             given("use_liger_kernel") and (liger["fused_linear_cross_entropy"] or liger.get("cross_entropy")),

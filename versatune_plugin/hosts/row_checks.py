@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from versatune_plugin.files import rows as data
 
-_FEW = 0.5  # of a domain's rows left by a preparation: so much is said
+_MANY = 0.05  # of a domain's rows dropped in a preparation: of so many is warned
 
 
 def transform_problems(given: Mapping[str, Dataset]) -> list[str]:
@@ -122,8 +122,29 @@ def target_remarks(train: Mapping[str, Dataset], heldout: Mapping[str, Dataset],
     return lines
 
 
-def drop_remarks(given: Mapping[str, int], left: Mapping[str, int], host: str, kind: str = "training") -> list[str]:
-    """One line for each domain that lost most of its rows while a host prepared them.
+def shared_remarks(train: Mapping[str, Dataset], heldout: Mapping[str, Dataset], streamed: bool = False) -> list[str]:
+    """Rows that two domains have, or that are trained on and held out.
+
+    Args:
+        train: Tokenised training rows per domain.
+        heldout: Tokenised held-out rows per domain.
+        streamed: Whether `train` holds the first rows of streams, which are all that is compared.
+    """
+    lines = data.shared_rows(train, heldout)
+    if not (streamed and lines):
+        return lines
+    looked_at = ", ".join(f"{domain} {len(rows)}" for domain, rows in train.items())
+    return [
+        *lines,
+        f"of streams only the first rows were compared ({looked_at}): where the held-out rows are stream.take(200), "
+        "train on stream.skip(200)",
+    ]
+
+
+def drop_remarks(
+    given: Mapping[str, int], left: Mapping[str, int], host: str, kind: str = "training"
+) -> list[tuple[int, str]]:
+    """The level and the text of a line for each domain that lost rows while a host prepared them.
 
     Args:
         given: Rows per domain before; a domain whose number is not known is left out.
@@ -132,8 +153,16 @@ def drop_remarks(given: Mapping[str, int], left: Mapping[str, int], host: str, k
         kind: Of the rows.
     """
     return [
-        f"domain {domain!r}: {host} left {left[domain]:,} of {number:,} {kind} rows: the others are too long, or "
-        "nothing of them is trained on"
+        (
+            drop_level(number - left[domain], number),
+            f"domain {domain!r}: {host} left {left[domain]:,} of {number:,} {kind} rows: the others are too long, or "
+            "nothing of them is trained on",
+        )
         for domain, number in given.items()
-        if 0 < left.get(domain, 0) < _FEW * number
+        if 0 < left.get(domain, 0) < number
     ]
+
+
+def drop_level(lost: int, number: int) -> int:
+    """The level at which it is logged that so many of a domain's rows were dropped: a few are nothing to mend."""
+    return logging.WARNING if lost >= _MANY * number else logging.INFO

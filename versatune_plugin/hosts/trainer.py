@@ -25,6 +25,7 @@ from versatune_plugin.config.sections import SELF
 from versatune_plugin.config.settings import Settings
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts import model_card, row_checks, stream_checks
+from versatune_plugin.hosts.batch_targets import BatchTargets, batch_targets
 from versatune_plugin.hosts.callback import VersaTuneCallback
 from versatune_plugin.hosts.changed_rows import taken_over, version_of
 from versatune_plugin.hosts.checkpoints import say_what_starts_anew, step_of, step_of_best, whole_checkpoint
@@ -56,7 +57,7 @@ from versatune_plugin.measuring.probes import (
     sum_losses,
     target_bytes,
 )
-from versatune_plugin.measuring.train_losses import TrainLosses, logits_of
+from versatune_plugin.measuring.train_losses import TrainLosses, first_outputs, predictions_of
 from versatune_plugin.mixture.steering import Measurement
 from versatune_plugin.sampler.draws import MixtureSampler
 from versatune_plugin.sampler.feed import Feed, RowFeed
@@ -183,14 +184,15 @@ class VersaTuneMixin(_Host):
         to_tell = self._logger if self.is_world_process_zero() else None
         row_checks.check_targets(train, heldout, to_tell, streamed=self._streams is not None)
         self._check_labels(train)
-        if to_tell and self._streams is None and not self.reference_run:
-            for line in data.shared_rows(train, heldout):
+        if to_tell and not self.reference_run:
+            for line in row_checks.shared_remarks(train, heldout, streamed=self._streams is not None):
                 to_tell.warning(line)
         self._train_by_domain = train
         self._heldout_by_domain = {domain: heldout[domain] for domain in train if domain in heldout}
         self._sizes, self._row_costs = self._num_rows_by_domain, None
+        self._targets = self._targets_of_batches(train)
         if self._versatune.unit != "examples":
-            self._sizes, self._row_costs = data.sizes(train, self._versatune.unit)
+            self._sizes, self._row_costs = data.sizes(train, self._versatune.unit, self._targets.masked)
         self.data_fingerprints = {domain: data.fingerprint(rows) for domain, rows in train.items()}
         self._heldout_fingerprints = {domain: data.fingerprint(rows) for domain, rows in heldout.items()}
         self._probes, self._planned = None, None
@@ -226,16 +228,38 @@ class VersaTuneMixin(_Host):
             ValueError: They get none, so the model would give no loss; the domains are named.
         """
         unlabelled = {domain: rows for domain, rows in train.items() if data.LABELS not in rows.column_names}
-        first = {
-            domain: self._remove_unused_columns(rows.select([0]), "first row")[0] for domain, rows in unlabelled.items()
-        }
-        without = [repr(domain) for domain, row in first.items() if data.LABELS not in self._collate_probe([row])]
+        without = [
+            repr(domain) for domain, rows in unlabelled.items() if data.LABELS not in self._collated(rows.select([0]))
+        ]
         if without:
             raise ValueError(
                 f"the rows of {', '.join(without)} have no column {data.LABELS!r}, and "
                 f"{type(self.data_collator).__name__} makes none: give the rows labels (-100 where a token is no "
                 "target), or take DataCollatorForLanguageModeling with mlm=False, which trains on every token"
             )
+
+    def _targets_of_batches(self, train: Mapping[str, Dataset]) -> BatchTargets:
+        """By which rule the collator makes targets, which is said where it is not the rows' own.
+
+        Raises:
+            ValueError: It is not known, and proportions are to be shares of target tokens.
+        """
+        with torch.random.fork_rng(devices=[]):
+            targets = batch_targets(train, self._collated, self._padding)
+        if not targets.is_known and self._versatune.unit == "target_tokens":
+            raise ValueError(f"versatune.unit: target_tokens: {targets.remark}, or take unit: tokens")
+        if targets.remark and self.is_world_process_zero() and not self.reference_run:
+            self._logger.warning("%s", targets.remark)
+        return targets
+
+    def _collated(self, rows: Dataset) -> dict:
+        """A batch of these rows, each of which counts on its own."""
+        return self._collate_probe(list(self._remove_unused_columns(rows, "rows to try")))
+
+    @property
+    def _padding(self) -> int | None:
+        """The token that the collator pads with, where it has a tokenizer."""
+        return getattr(getattr(self.data_collator, "tokenizer", None), "pad_token_id", None)
 
     def joined(self, train: Mapping[str, Dataset] | Mapping[str, IterableDataset]) -> Dataset | IterableDataset:
         """The `stand_in` of training rows, with all columns that reach the model or the collator.
@@ -414,6 +438,7 @@ class VersaTuneMixin(_Host):
                 seed=self._seed,
                 step=lambda: self.state.global_step,
                 logger=self._logger if self.is_world_process_zero() else None,
+                masked=self._targets.masked,
             )
             self._versions_taken = version_of(self.train_dataset), self._versions_taken[1]
             self._bind(self.train_dataset)
@@ -488,7 +513,7 @@ class VersaTuneMixin(_Host):
         self._check_ranks_resume_alike()
         self.feed, self._made_loader, self._has_card, self._has_charts = None, False, False, False
         if self._recorder is not None:
-            self._recorder.is_running = False
+            self._recorder.is_running = self._recorder.has_begun = False
         if self.train_losses is not None:
             self.start_train_losses()  # what an interrupted call of this left does not count
         show_mixture(self)
@@ -540,14 +565,16 @@ class VersaTuneMixin(_Host):
         """As the host's; under `signal: train`, training batches are also measured by domain.
 
         Raises:
-            RuntimeError: The model returns no logits, or the batches are not those that the sampler dealt out.
+            RuntimeError: The model returns no predictions, or the batches are not those that the sampler dealt out.
         """
         if self.train_losses is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         labels = inputs["labels"]  # the host may take them out
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        self.train_losses.add(logits_of(outputs, labels), labels, self._domain_ids_of_next_batch(len(labels)))
-        return (loss, outputs) if return_outputs else loss
+        with first_outputs(model) as outputs:
+            loss = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        domain_ids = self._domain_ids_of_next_batch(len(labels))
+        self.train_losses.add(predictions_of(outputs, labels), labels, domain_ids)
+        return loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """As the host's; of several sets also the mean of their losses, by which the best model can be told."""
@@ -563,7 +590,12 @@ class VersaTuneMixin(_Host):
         return metrics
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
-        """As the host's, after the step's update: a callback that saves by itself may come before ours."""
+        """As the host's, after the step's update: a callback that saves by itself may come before ours.
+
+        At the beginning of a resumed run, too, where it would write over the state that the run is to go on from.
+        """
+        if self._recorder is not None and self.is_in_train and self.state.global_step:
+            self._recorder.on_train_begin(self.args, self.state, self.control)
         if self.is_running:
             self._recorder.end_step(self.state)
         super()._save_checkpoint(*args, **kwargs)
@@ -645,7 +677,9 @@ class VersaTuneMixin(_Host):
         if self._compared_targets or self.reference_run or not self.is_world_process_zero():
             return
         self._compared_targets = True
-        by_themselves = [facts["target_tokens"] for facts in self.probe_facts.values()]
+        if not self._targets.is_known:  # it was said at the start
+            return
+        by_themselves = self._probe_targets
         if (others := measured.astype(int).tolist()) != by_themselves:
             masked = zip(self.probe_facts, others, by_themselves, strict=True)
             self._logger.warning(
@@ -682,7 +716,7 @@ class VersaTuneMixin(_Host):
         if len(rows):
             domain_ids = self.mixture_sampler.domain_ids(rows)
             for unit, of_unit in zip(data.UNITS, sums, strict=True):
-                np.add.at(of_unit, domain_ids, data.costs(self._mixed_rows, unit, rows))
+                np.add.at(of_unit, domain_ids, data.costs(self._mixed_rows, unit, rows, self._targets.masked))
         return sums
 
     def check_agreement(self, proportions: np.ndarray) -> None:
@@ -743,6 +777,9 @@ class VersaTuneMixin(_Host):
         if decode is None and self._settings.loss_unit == "byte":
             raise ValueError("losses per byte need the text of the rows: give the trainer a `processing_class`")
         self.probe_facts = {domain: describe(probe, decode) for domain, probe in rows.items()}
+        self._probe_targets = [
+            int(data.target_counts(probe, masked=self._targets.masked).sum()) for probe in rows.values()
+        ]
         return build_probes(
             {domain: list(probe) for domain, probe in rows.items()},
             {domain: data.token_counts(probe).tolist() for domain, probe in rows.items()},

@@ -1,15 +1,17 @@
-"""TrainLosses: the training loss of each domain, read off the logits of the batches that are trained on anyway.
+"""TrainLosses: the training loss of each domain, read off what the model returns of the batches it trains on anyway.
 
 A batch may mix domains: the loss of each target token counts for the domain of its row. This is the cross-entropy of
 the model as it trains, with its dropout, but without label smoothing and auxiliary losses.
 
 It costs one more pass over the logits of a micro-batch, without a gradient and without making the host wait for the
 device; all positions are passed over, since to pick the target positions the host would have to know their number.
-A row is taken in pieces, which need at most 256 MiB beside the logits.
+A row is taken in pieces, which need at most 256 MiB beside the logits. A fused loss that returns the log-probabilities
+of the targets instead (TRL's since 1.15) costs a sum.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -39,11 +41,12 @@ class TrainLosses:
         self.num_batches = 0
         """Micro-batches added since the last `sync`."""
 
-    def add(self, logits: torch.Tensor, labels: torch.Tensor, domain_ids: Sequence[int]) -> None:
+    def add(self, predictions: torch.Tensor, labels: torch.Tensor, domain_ids: Sequence[int]) -> None:
         """Count a micro-batch.
 
         Args:
-            logits: Shape (batch, length, vocabulary), of any floating type.
+            predictions: Logits, shape (batch, length, vocabulary), or the log-probability of each target, 0 where there
+                is none, shape (batch, length - 1); of any floating type.
             labels: Shape (batch, length); -100 where a token is no target. Each is predicted one position earlier.
             domain_ids: The domain of each row.
 
@@ -56,8 +59,8 @@ class TrainLosses:
                 "their domains are not known: something else computes losses in training mode; use signal: probe"
             )
         self.num_batches += 1
-        for row_logits, row_labels, domain_id in zip(logits, labels, domain_ids, strict=True):
-            self._of_step[:, domain_id] += _row_sums(row_logits, row_labels, self._device)
+        for of_row, row_labels, domain_id in zip(predictions, labels, domain_ids, strict=True):
+            self._of_step[:, domain_id] += _row_sums(of_row, row_labels, self._device)
 
     def sync(self, accelerator) -> None:
         """Add up what the ranks have seen; to be called at the end of each optimizer step, on all of them.
@@ -111,36 +114,74 @@ class TrainLosses:
         self._measured = np.array(_from_json(state["measured"]))
 
 
-def logits_of(outputs, labels: torch.Tensor) -> torch.Tensor:
-    """The logits that a model returned, one for each label.
+@contextmanager
+def first_outputs(model: torch.nn.Module) -> Iterator[list]:
+    """Collects what a model returns at its first call within the block, which is the one that its loss is made of.
+
+    A host that is asked for the outputs may give those of one more forward, which takes time and draws random numbers
+    (TRL since 1.15).
+    """
+    outputs: list = []
+
+    def keep(_, __, returned) -> None:
+        if not outputs:
+            outputs.append(returned)
+
+    handle = model.register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def predictions_of(outputs: Sequence, labels: torch.Tensor) -> torch.Tensor:
+    """What a model returned about the labels, for `TrainLosses.add`: logits, or the targets' log-probabilities.
+
+    Args:
+        outputs: Of the model's first call, as by `first_outputs`; empty where it was not called.
+        labels: Shape (batch, length).
 
     Raises:
-        RuntimeError: There are none, or they do not fit the labels.
+        RuntimeError: There is neither, or they do not fit the labels.
     """
-    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    if not isinstance(logits, torch.Tensor) or logits.numel() == 0:
+    logits, log_probs = (_tensor(outputs, name) for name in ("logits", "log_probs"))
+    found = log_probs if logits is None else logits
+    if found is None:
         raise RuntimeError(
             "signal: train reads the logits of the training batches, and the model returned none. Switch off the fused "
             "or chunked loss that does without them (Liger's fused linear cross-entropy, cut cross entropy, "
             "loss_type: chunked_nll), or use signal: probe"
         )
-    if logits.shape[:-1] != labels.shape:
+    fits = labels[:, 1:].shape == found.shape if logits is None else labels.shape == found.shape[:-1]
+    if not fits:
         raise RuntimeError(
-            f"signal: train needs logits for each label, got shapes {tuple(logits.shape)} and {tuple(labels.shape)} "
-            "(the virtual tokens of prompt tuning, or a model that keeps some positions only); use signal: probe"
+            "signal: train needs a prediction for each label, got shapes "
+            f"{tuple(found.shape)} and {tuple(labels.shape)} (the virtual tokens of prompt tuning, or a model that "
+            "keeps some positions only); use signal: probe"
         )
-    return logits
+    return found
+
+
+def _tensor(outputs: Sequence, name: str) -> torch.Tensor | None:
+    """A tensor by its name in the first of the outputs; None where it is missing or empty."""
+    for returned in outputs[:1]:
+        value = returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)
+        return value if isinstance(value, torch.Tensor) and value.numel() else None
+    return None
 
 
 @torch.no_grad()
-def _row_sums(logits: torch.Tensor, labels: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _row_sums(of_row: torch.Tensor, labels: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Summed loss and number of target tokens of one row, float64, shape (2,), on the device."""
-    targets = labels[1:].to(logits.device)
+    targets = labels[1:].to(of_row.device)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    size = max(1, _PIECE // logits.shape[-1])
-    for piece, piece_targets in zip(logits[:-1].split(size), targets.split(size), strict=True):
-        sums[0] += _token_losses(piece, piece_targets).to(device).sum(dtype=torch.float64)
     sums[1] = (targets != -100).to(device).sum()
+    if of_row.ndim == 1:
+        sums[0] = -of_row.to(device).sum(dtype=torch.float64)
+        return sums
+    size = max(1, _PIECE // of_row.shape[-1])
+    for piece, piece_targets in zip(of_row[:-1].split(size), targets.split(size), strict=True):
+        sums[0] += _token_losses(piece, piece_targets).to(device).sum(dtype=torch.float64)
     return sums
 
 

@@ -158,6 +158,11 @@ class Steering:
         self._amounts = amounts
         self._drawn = np.zeros((1, len(mixture.domains)), dtype=np.int64)
 
+    @property
+    def drawn(self) -> np.ndarray:
+        """What was trained on up to the last turn, int64, shape (num_units, num_domains), rows first."""
+        return self._drawn
+
     def begin(self) -> None:
         """Begin a new run: the sampler knows the planned changes of proportions from the start."""
         for step, proportions in self._plan.items():

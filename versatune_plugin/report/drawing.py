@@ -94,11 +94,11 @@ def looking(settings: Mapping[str, Any], instead: Mapping[str, str] | None = Non
             _instead.reset(token)
 
 
-def numbered(names: Sequence[str]) -> dict[str, str]:
-    """The names that no font here can write, each with its number in their order, `#2`."""
+def numbered(names: Sequence[str], before: str = "#") -> dict[str, str]:
+    """The names that no font here can write, each with its number in their order, `#2`, and what stands before it."""
     can_write = _characters()
     return {
-        name: f"#{number}"
+        name: f"{before}{number}"
         for number, name in enumerate(dict.fromkeys(names), start=1)
         if not can_write.issuperset(name)
     }

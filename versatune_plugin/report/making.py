@@ -70,7 +70,8 @@ class Report:
         write_whole(page, html)
         charts = [part for section in self._chapters[0].sections for part in section.parts if isinstance(part, Chart)]
         names = [domain for run in self.runs for record in run.records[:1] for domain in record.proportions]
-        return page, [write_png(chart, folder, names) for chart in charts]
+        runs = [run.name for run in self.runs]
+        return page, [write_png(chart, folder, names, runs) for chart in charts]
 
     @property
     def _is_one(self) -> bool:

@@ -86,20 +86,21 @@ def _tight(svg: str) -> str:
     return re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", svg))
 
 
-def write_png(chart: Chart, folder: Path, names: Sequence[str] = ()) -> Path:
+def write_png(chart: Chart, folder: Path, names: Sequence[str] = (), runs: Sequence[str] = ()) -> Path:
     """The chart with its title and its legend, as a PNG in a folder; returns its path.
 
     Args:
         chart: What to draw.
         folder: Where.
         names: Those in it that may stand there as numbers (see `drawing.numbered`).
+        runs: The same of runs, `run 2`.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     from matplotlib.legend_handler import HandlerTuple
 
-    with looking({"figure.facecolor": PAPER}, numbered(names)):
+    with looking({"figure.facecolor": PAPER}, numbered(runs, "run ") | numbered(names)):
         figure = new_figure(WIDTH, HEIGHT)
         chart.draw(figure)
         width, height = figure.get_size_inches()

@@ -8,7 +8,6 @@ from versatune_plugin.files.record import Record
 from versatune_plugin.report.drawing import INK, LEGEND, MUTED, Mark, marks, over_steps, short
 from versatune_plugin.report.parts import Chart
 from versatune_plugin.report.series import (
-    marks_note,
     matrix,
     proportions_over_steps,
     sentences,
@@ -53,7 +52,6 @@ def proportions_chart(records: Sequence[Record]) -> Chart:
         caption=sentences(
             f"Proportions of {unit_words(records)}, stacked, from the step on at which they act.",
             thinning_note(len(stacks)),
-            marks_note(len(domains)),
         ),
     )
 
@@ -226,7 +224,7 @@ def _references(records: Sequence[Record]) -> list[tuple[float, str]]:
 def _notes(records: Sequence[Record]) -> str:
     """What is said of every chart with a line per domain."""
     broken = "Lines are broken where losses are of other held-out rows." if measured_anew(records) else ""
-    return sentences(broken, thinning_note(len(records)), marks_note(len(records[0].proportions)))
+    return sentences(broken, thinning_note(len(records)))
 
 
 def _legend(domains: Sequence[str]) -> dict[str, Mark]:

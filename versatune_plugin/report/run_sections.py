@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from versatune_plugin.files.record import Record
 from versatune_plugin.report import run_charts as charts
 from versatune_plugin.report.costs import cost_section, cost_sentence
 from versatune_plugin.report.decisions import decisions_section
+from versatune_plugin.report.drawing import NUM_MARKS
 from versatune_plugin.report.evaluations import evaluations_section
 from versatune_plugin.report.headline import headline, verdict
 from versatune_plugin.report.parts import Cell, Section, Table
 from versatune_plugin.report.runs import Run, flat
-from versatune_plugin.report.summary import counted, percent, shown, summarise
+from versatune_plugin.report.series import folded, folding_note, most_changed, sentences
+from versatune_plugin.report.summary import changed_most, counted, percent, shown, summarise
 
 
 def run_sections(run: Run) -> list[Section]:
@@ -75,17 +78,22 @@ def _change_cell(row: Mapping) -> str | Cell:
 
 def _mixture(records: Sequence[Record], summary: Sequence[Mapping]) -> Section | None:
     """The mixture and what was drawn by it; of one domain alone the passes."""
-    parts = [charts.proportions_chart(records)] if len(summary) > 1 else []
+    shown_domains = changed_most(records, NUM_MARKS)
+    note = folding_note(len(summary))
+    has_several, summary = len(summary) > 1, [row for row in summary if row["domain"] in shown_domains]
+    parts = [charts.proportions_chart(folded(records, NUM_MARKS))] if has_several else []
     if any(row["passes"] is not None for row in summary):
         parts.append(charts.passes_chart(summary))
-    if len(summary) > 1 and any(row["requested"] is not None or row["examples"] is not None for row in summary):
+    if has_several and any(row["requested"] is not None or row["examples"] is not None for row in summary):
         parts.append(charts.shares_chart(records, summary))
-    return Section(title="Mixture" if len(summary) > 1 else "Data", parts=parts) if parts else None
+    parts = [replace(part, caption=sentences(part.caption, note)) for part in parts]
+    return Section(title="Mixture" if has_several else "Data", parts=parts) if parts else None
 
 
 def _losses(records: Sequence[Record]) -> Section | None:
     if not any(record.losses for record in records):
         return None
+    note, records = folding_note(len(records[0].proportions)), most_changed(records, NUM_MARKS)
     rises = "percent above the last measurement" if records[0].signal != "train" else "percent above the last one"
     derived = [
         charts.signal_chart(
@@ -101,7 +109,8 @@ def _losses(records: Sequence[Record]) -> Section | None:
             "How far each loss stands above the first measurement on the same rows.",
         ),
     ]  # fmt: skip
-    return Section(title="Losses", parts=[charts.losses_chart(records), *filter(None, derived)])
+    drawn = [charts.losses_chart(records), *filter(None, derived)]
+    return Section(title="Losses", parts=[replace(chart, caption=sentences(chart.caption, note)) for chart in drawn])
 
 
 def _configuration(run: Run) -> Section | None:

@@ -12,6 +12,13 @@ MAX_POINTS = 500
 """Points drawn per line, at the most."""
 
 
+_OF_CHARTS = (
+    *("proportions_before", "proportions", "losses", "loss_errors", "reference_losses"),
+    *("potential", "forgetting", "forgetting_since_start"),
+)
+"""What a record holds by domain and charts show."""
+
+
 def matrix(records: Sequence[Record], key: str) -> np.ndarray:
     """What the records hold under a key, shape (num_records, num_domains), nan where they do not."""
     domains = list(records[0].proportions)
@@ -56,6 +63,28 @@ def folded(records: Sequence[Record], most: int) -> Sequence[Record]:
     ]
 
 
+def most_changed(records: Sequence[Record], most: int) -> Sequence[Record]:
+    """What charts show of the records, of the domains whose proportions changed most; all records where they are few.
+
+    Args:
+        records: A history, oldest first.
+        most: Domains to be left.
+    """
+    if len(records[0].proportions) <= most:
+        return records
+    shown = changed_most(records, most)
+    return [
+        record.model_copy(
+            update={
+                key: {domain: values[domain] for domain in shown}
+                for key in _OF_CHARTS
+                if (values := getattr(record, key))
+            }
+        )
+        for record in records
+    ]
+
+
 def thinned(number: int) -> np.ndarray:
     """Positions of the points that are drawn of so many: all, or evenly spaced ones with the first and the last."""
     if number <= MAX_POINTS:
@@ -77,6 +106,13 @@ def proportions_over_steps(records: Sequence[Record]) -> tuple[np.ndarray, np.nd
     steps = np.interp([draw for draw, _ in changes], drawn, at).tolist()
     stacks = [list(proportions.values()) for _, proportions in changes]
     return np.array([*steps, max(at[-1], 1)]), np.array([*stacks, stacks[-1]])
+
+
+def folding_note(number: int) -> str:
+    """What a caption says of a chart of the domains that changed most; empty where it shows all of so many."""
+    if number <= NUM_MARKS:
+        return ""
+    return f"Of {number} domains those are shown whose proportions changed most; the table above has all."
 
 
 def marks_note(number: int) -> str:

@@ -216,6 +216,10 @@ class MixtureSampler:
         """The first draw of an optimizer step, counted from 0."""
         return step * self.block_size
 
+    def waiting_before(self, step: int) -> np.ndarray:
+        """None: a step takes a block as it is."""
+        return np.empty(0, dtype=np.int64)
+
     def forget_before(self, step: int) -> None:
         """Drop what only earlier optimizer steps need (see `forget_draws_before`)."""
         self.forget_draws_before(self.draws_until(step))

@@ -72,7 +72,10 @@ class FairCounts:
     def nearer(self, place: Place, block: int) -> Place:
         """A place before a later block, as near to it as whole periods go.
 
-        After a period every share is whole, so every domain has just its share, and all that follows repeats.
+        After a period every share is whole, so every domain has just its share, and all that follows repeats. Others
+        are counted block by block, 9 us each for 3 domains, 40 for 20: which are rounded up depends on the blocks
+        before. A run counts each block once or twice, and a resumed one begins with its checkpoint's place; so only a
+        stage planned far ahead, or a new sampler set to a far epoch, is waited for (a second for 100,000 blocks).
         """
         num_blocks = (block - place.block - 1) // self._period * self._period
         if num_blocks < 1:

@@ -31,6 +31,12 @@ class Feed(Protocol):
     def draws_until(self, step: int) -> int:
         """The first draw, a multiple of the block size, that no batch before this optimizer step can depend on."""
 
+    def waiting_before(self, step: int) -> np.ndarray:
+        """The rows that were drawn and come later, as they are before an optimizer step, int64.
+
+        Where a step takes what fits, some always wait: so much may what was trained on differ from the proportions.
+        """
+
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration begin with the first batch of this epoch."""
 

@@ -145,6 +145,15 @@ class PackedBatchSampler(BatchSampler):
         block_size = self.sampler.block_size
         return -(-self._window_before(step).next_draw // block_size) * block_size
 
+    def waiting_before(self, step: int) -> np.ndarray:
+        """The rows that wait in the window before an optimizer step, int64.
+
+        Raises:
+            ValueError: The step was forgotten.
+        """
+        self._check_known(step)
+        return self._window_before(step).rows
+
     def forget_before(self, step: int) -> None:
         """Drop what is needed for earlier optimizer steps alone."""
         if step <= self._base.step:

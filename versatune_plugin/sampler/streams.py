@@ -45,6 +45,7 @@ class MixtureStream(IterableDataset):
         seed: Seed of the draws.
         step: Gives the optimizer step that training has reached: the one that a checkpoint written now is of.
         logger: Is told what happens to the streams; None for silence, as on all ranks but the first.
+        masked: As for `rows.target_counts`.
     """
 
     column_names = None  # a host asks; they are those of each row
@@ -59,6 +60,7 @@ class MixtureStream(IterableDataset):
         seed: int,
         step: Callable[[], int],
         logger: logging.Logger | None = None,
+        masked: int | None = None,
     ) -> None:
         self.sampler = MixtureSampler(
             dict.fromkeys(streams, _UNKNOWN), proportions, block_size=block_size, num_samples=block_size, seed=seed
@@ -68,6 +70,7 @@ class MixtureStream(IterableDataset):
         self._streams = dict(streams)
         self._step = step
         self._logger = logger
+        self._masked = masked
         self._epoch = 0
         self._places = {0: [_BEGINNING] * len(streams)}  # by step: in each stream before the first row of the step
         self._found: dict[int, list[_Reader]] = {}  # by step: what a resumed run goes on reading
@@ -95,7 +98,7 @@ class MixtureStream(IterableDataset):
 
     def _readers_at(self, places: list[dict]) -> list["_Reader"]:
         """What goes on from a place in each stream."""
-        readers = [_Reader(*item, self._logger) for item in self._streams.items()]
+        readers = [_Reader(*item, self._logger, self._masked) for item in self._streams.items()]
         for reader, place in zip(readers, places, strict=True):
             reader.go_to(place)
         return readers
@@ -124,6 +127,10 @@ class MixtureStream(IterableDataset):
     def draws_until(self, step: int) -> int:
         """The first draw of an optimizer step, counted from 0."""
         return step * self.sampler.block_size
+
+    def waiting_before(self, step: int) -> np.ndarray:
+        """None: a step takes a block as it is."""
+        return np.empty(0, dtype=np.int64)
 
     def amounts_of_steps(self, first: int, last: int) -> np.ndarray:
         """What was read for optimizer steps `first` to `last` - 1, in every unit.
@@ -226,8 +233,15 @@ class _Mark:
 class _Reader:
     """The rows of one stream, pass after pass."""
 
-    def __init__(self, domain: str, stream: datasets.IterableDataset, logger: logging.Logger | None) -> None:
+    def __init__(
+        self,
+        domain: str,
+        stream: datasets.IterableDataset,
+        logger: logging.Logger | None,
+        masked: int | None = None,
+    ) -> None:
         self._domain = domain
+        self._masked = masked
         self._given = stream
         self._logger = logger
         self.last: dict | None = None
@@ -315,7 +329,8 @@ class _Reader:
         tokens = np.asarray(row[TOKENS], dtype=np.int64)
         labels = np.asarray(row[LABELS], dtype=np.int64) if LABELS in row else tokens
         self.last, self._row = row, self._row + 1
-        self.amounts = np.array([1, len(tokens), np.count_nonzero(labels[1:] != -100)])
+        is_target = labels != -100 if self._masked is None else tokens != self._masked
+        self.amounts = np.array([1, len(tokens), np.count_nonzero(is_target[1:])])
         digest = hashlib.blake2b(tokens.tobytes() + labels.tobytes(), digest_size=16).digest()
         for mark in self._marks:
             mark.digest.update(digest)

@@ -17,10 +17,12 @@ from tests.detections import make_document
 from tests.hosts import runs
 from tests.hosts.axolotl.commands import ROOT, axolotl, train
 from tests.tiny import DOMAINS, NUM_ROWS, axolotl_config
-from versatune_plugin import cli
+from versatune_plugin import VersaTuneConfig, cli
 from versatune_plugin.config.handover import KEY
 from versatune_plugin.hosts.axolotl import check as axolotl_planning
+from versatune_plugin.hosts.axolotl.measurements import make_what_is_missing
 from versatune_plugin.hosts.plan import format_plan
+from versatune_plugin.measuring.references import References
 
 VARIANTS = {
     "tokens": {"max_steps": None, "num_epochs": 1.5, "dataloader_num_workers": None},
@@ -198,9 +200,15 @@ def test_what_is_measured_first_is_named(write, light):
     path = write(block)
     said = facts(plan(path))
     assert said["start"].startswith("detected: versatune/detection.json is not there yet and will be made first")
-    assert f"detection: 2 x 50 texts of up to 256 tokens of '{light}', loaded here" in said["made first"]
+    assert (
+        f"versatune/detection.json, by a detection: 2 x 50 texts of up to 256 tokens of '{light}', loaded here"
+        in said["made first"]
+    )
     assert "judged by a classifier fitted on the training rows" in said["made first"]
-    assert f"reference runs: '{light}' on 3 of 3 domains, 2 epoch(s) each" in said["made first"]
+    assert (
+        f"versatune/references.json, by reference runs: '{light}' on 3 of 3 domains, 2 epoch(s) each"
+        in said["made first"]
+    )
     assert "steps: law 12, medicine 12, code 12" in said["made first"]
     finished = Path("versatune/references.runs/law/run.json")
     finished.parent.mkdir(parents=True)
@@ -417,6 +425,39 @@ def test_what_a_yaml_has_prepared_is_used_again(write, workspace):
     assert len(list(Path("data/saved/prepared").iterdir())) > len(before), "rows cut otherwise are other rows"
 
 
+@pytest.mark.parametrize(
+    ("key", "folder", "others", "is_read"),
+    [
+        ("dataset_prepared_path", "data/prepared", ["rows.jsonl"], True),
+        ("output_dir", "data/runs/out", ["rows.jsonl"], True),
+        ("dataset_prepared_path", "data/.prepared", ["rows.jsonl"], False),
+        ("dataset_prepared_path", "data/prepared", ["train.jsonl"], False),
+        ("dataset_prepared_path", "prepared", ["rows.jsonl"], False),
+    ],
+)
+def test_a_data_folder_in_which_a_run_writes_is_refused_where_that_is_read_as_data(
+    write, workspace, key, folder, others, is_read
+):
+    from datasets import load_dataset
+
+    Path("data").mkdir()
+    for name in others:
+        shutil.copy(workspace / "data/law/train.jsonl", Path("data", name))
+    path = write()
+    config = yaml.safe_load(path.read_text()) | {key: folder}
+    config["datasets"][0] = {"path": "data", "type": "alpaca", "domain": "law"}
+    path.write_text(yaml.safe_dump(config))
+    if is_read:
+        (line,) = mistakes(path)[1:]
+        assert f"datasets[0]: data holds {key} {folder}" in line
+    else:
+        plan(path)
+    written = Path(folder, "some.jsonl")  # as in the library that reads it
+    written.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workspace / "data/law/train.jsonl", written)
+    assert (load_dataset("data", split="train").num_rows > NUM_ROWS["law"]) == is_read
+
+
 def test_a_column_that_names_no_domains_and_a_name_too_long_for_a_file(write, workspace):
     rows = map(json.loads, lines(workspace, "law"))
     Path("rows.jsonl").write_text("".join(json.dumps(row | {"id": str(n)}) + "\n" for n, row in enumerate(rows)))
@@ -450,10 +491,41 @@ def test_unknown_keys_are_named_without_a_list_of_all_that_there_are(write):
     assert len(unused) < 400
 
 
+@pytest.mark.parametrize("plugins", [None, []])
+def test_a_yaml_without_our_plugin_is_a_mistake_after_one_with_it_too(write, plugins):
+    plan(write())
+    (line,) = mistakes(write(plugins=plugins))[1:]
+    assert "add versatune_plugin.VersaTunePlugin under `plugins:`" in line
+    plan(write())
+
+
 def test_a_path_of_a_detection_that_may_be_misspelt_makes_none(write):
     line = mistakes(write({"initial_proportions": "nothere/detection.json"}))[1]
     assert "versatune.initial_proportions: nothere/detection.json does not exist; give the right path" in line
     plan(write({"initial_proportions": "nothere/detection.json", "detection": {"num_samples": 50}}))
+
+
+def test_a_path_that_is_not_there_beside_a_file_of_almost_its_name_is_not_measured(write, light):
+    make_document().write("versatune/detection.json")
+    Path("versatune/references.json").write_text(json.dumps({"schema": References.SCHEMA}))
+    block = {
+        "reference_losses": "versatune/refrences.json",
+        "reference": {"model": str(light)},
+        "initial_proportions": "versatune/detections.json",
+        "detection": {"num_samples": 50},
+    }
+    lines = mistakes(write(block))[1:]
+    assert [line.partition(":")[0] for line in lines] == [
+        "- versatune.initial_proportions",
+        "- versatune.reference_losses",
+    ]
+    assert "versatune/detections.json does not exist, and versatune/detection.json does: give that path" in lines[0]
+    assert "versatune/refrences.json does not exist, and versatune/references.json does: give that path" in lines[1]
+    config = VersaTuneConfig.model_validate(block)
+    with pytest.raises(RuntimeError, match=r"refrences\.json does not exist, and versatune/references\.json does"):
+        make_what_is_missing(config, {})  # as `axolotl train` does
+    others = {"reference_losses": "versatune/others.json", "initial_proportions": "uniform"}
+    assert "versatune/others.json, by reference runs" in facts(plan(write(block | others)))["made first"]
 
 
 @pytest.mark.parametrize("max_steps", [-1, None])

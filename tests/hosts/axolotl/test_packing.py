@@ -1,6 +1,7 @@
 """`sample_packing: true` in real Axolotl runs: what the batches hold, how full they are, and that a resume is exact."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -171,6 +172,19 @@ def test_an_epoch_trains_on_about_as_many_rows_as_it_should(packed):
     num_steps = int(log.partition(" steps per epoch")[0].rpartition(" ")[2])
     num_rows = len(rows_of(packed["once"])) / 2
     assert abs(num_rows - sum(NUM_ROWS.values())) <= num_rows / num_steps / 2 + 0.05 * num_rows
+
+
+def test_what_still_waits_for_a_bin_at_the_end_makes_up_for_the_shares(packed):
+    """With it every domain has its share of all draws, to the row."""
+    log = (packed["once"].parent / "log.txt").read_text()
+    (line,) = [line for line in log.splitlines() if "still waiting for a bin" in line]
+    waiting = {domain: int(re.search(rf"{domain} (\d+)", line)[1]) for domain in DOMAINS}
+    record = runs.history(packed["once"])[-1]
+    assert f"beside {record['num_drawn']} that were trained on" in line
+    drawn = {domain: number + waiting[domain] for domain, number in record["drawn_by_domain"].items()}
+    for domain, number in drawn.items():
+        assert number == pytest.approx(sum(drawn.values()) * record["proportions"][domain], abs=1), domain
+    assert max(waiting.values()) > 5, "nothing to tell"
 
 
 def test_bins_are_as_full_as_in_a_run_without_versatune(packed):

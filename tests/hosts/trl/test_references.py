@@ -278,6 +278,13 @@ def test_missing_file_without_a_reference_model_is_refused(workspace, tmp_path):
     assert "with a `reference:` it is made anew" in str(error.value)
 
 
+def test_path_beside_a_file_of_almost_its_name_is_refused_instead_of_measured(workspace, tmp_path):
+    (tmp_path / "references.json").write_text(json.dumps({"schema": References.SCHEMA}))
+    versatune = block(workspace, tmp_path / "refrences.json")
+    with pytest.raises(ValueError, match=r"refrences\.json does not exist, and .*/references\.json does"):
+        inside.build(workspace, tmp_path, versatune=versatune)
+
+
 @pytest.mark.parametrize(
     ("options", "phrase"),
     [

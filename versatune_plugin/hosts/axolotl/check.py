@@ -76,7 +76,7 @@ def plan_of(path: Path, raw: Mapping, num_processes: int | None = None) -> Plan:
     num_processes = num_processes or int(os.environ.get("WORLD_SIZE") or workers)
     environment = _environment(AXOLOTL_TEE_STDOUT="0", WORLD_SIZE=None)
     problems: list[str] = []
-    with environment, _hosts_words_on_stderr() as show_from, TemporaryDirectory() as scratch:
+    with environment, _hosts_words_on_stderr() as show_from, _plugins_as_before(), TemporaryDirectory() as scratch:
         cfg = _validated(path, raw, Path(scratch), num_processes, problems)
         show_from(logging.ERROR)  # its loader warns for each domain that the rows are being prepared
         plan = None if problems else _plan(path, raw, cfg, problems)
@@ -185,6 +185,20 @@ def _hosts_words_on_stderr() -> Iterator[Callable[[int], None]]:
                 handler.setStream(stream)
 
 
+@contextmanager
+def _plugins_as_before() -> Iterator[None]:
+    """Register the plugins of a YAML for its check alone: Axolotl keeps them in its process, for the next YAML, too."""
+    from axolotl.integrations.base import PluginManager
+
+    plugins = PluginManager.get_instance().plugins
+    before = set(plugins)
+    try:
+        yield
+    finally:
+        for name in set(plugins) - before:
+            del plugins[name]
+
+
 def _try(problems: list[str], step: Callable, otherwise=None):
     """What a step gives; what a user can mend in it is noted."""
     try:
@@ -220,14 +234,16 @@ def _validated(path: Path, raw: Mapping, scratch: Path, num_processes: int, prob
 
 
 def _data_problems(raw: Mapping) -> list[str]:
-    """Entries of datasets that are files by their names, and are not there or empty."""
+    """Entries of datasets that are files by their names, and are not there or empty; folders that hold other files."""
+    from versatune_plugin.hosts.axolotl.data import folder_problems
+
     problems = []
     for key in ("datasets", "test_datasets"):
         for number, entry in enumerate(raw[key] if isinstance(raw.get(key), list) else ()):
             given = entry.get("path") if isinstance(entry, Mapping) else None
             if isinstance(given, str) and "://" not in given and (problem := file_problem(Path(given))):
                 problems.append(f"{key}[{number}] (domain {entry.get('domain')!r}): {problem}")
-    return problems
+    return problems + folder_problems(raw)
 
 
 def _plugin_problems(raw: Mapping) -> list[str]:
@@ -298,11 +314,10 @@ def _has_gpu() -> bool:
 
 def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     """The plan of a validated config; None where mistakes were found."""
-    from versatune_plugin.files.rows import shared_rows
     from versatune_plugin.hosts.axolotl.data import load_domains
     from versatune_plugin.hosts.axolotl.plugin import block_of, columns_read, host_problems
     from versatune_plugin.hosts.checks import are_streams, check_domains_fit, check_rows, num_rows
-    from versatune_plugin.hosts.row_checks import target_remarks
+    from versatune_plugin.hosts.row_checks import shared_remarks, target_remarks
     from versatune_plugin.hosts.trainer import stand_in
 
     config = block_of(cfg)
@@ -322,11 +337,12 @@ def _plan(path: Path, raw: Mapping, cfg, problems: list[str]) -> Plan | None:
     if problems:
         return None
     probe, remarks = _try(problems, lambda: _probe(config, measured, cfg, rows, counts), (None, {}))
-    shared = [] if are_streams(train) else shared_rows(train, heldout)
-    remarks |= {"rows": [*loaded.notes, *shared]}
+    first = _first_rows(train)
+    shared = shared_remarks(first, heldout, streamed=are_streams(train))
+    remarks |= {"rows": [*(line for _, line in loaded.notes), *shared]}
     remarks |= _measurement_remarks(path, config, cfg, missing, train) | _setting_remarks(raw, cfg, config, missing)
     of = "of the first " if are_streams(train) else "of "
-    remarks |= {"targets": [f"warning: {line}" for line in target_remarks(_first_rows(train), heldout, of)]}
+    remarks |= {"targets": [f"warning: {line}" for line in target_remarks(first, heldout, of)]}
     look_ahead = LookAhead.of_loader(
         cfg.dataloader_num_workers or 0, cfg.dataloader_prefetch_factor, cfg.gradient_accumulation_steps
     )
@@ -463,7 +479,8 @@ def _measurement_remarks(path: Path, config: VersaTuneConfig, cfg, missing: Mapp
     ]
     lines = []
     if "detect" in missing:
-        lines.append(f"detection: {detection_work(config.detection or DetectionConfig(), cfg.base_model)}")
+        work = detection_work(config.detection or DetectionConfig(), cfg.base_model)
+        lines.append(f"{missing['detect']}, by a detection: {work}")
     if "references" in missing:
         lines += _reference_work(config, cfg, {domain: len(rows) for domain, rows in train.items()})
     if missing and cfg.world_size > 1:
@@ -480,7 +497,7 @@ def _reference_work(config: VersaTuneConfig, cfg, num_rows: Mapping[str, int]) -
     steps = steps_of_references(reference, to_train, axolotl_config.rows_per_step(cfg))  # by as many processes
     about = "about " if cfg.sample_packing else ""
     count = f"{len(steps)} of {len(num_rows)} domains"
-    lines = [f"reference runs: {reference.model!r} on {count}, {reference.epochs} epoch(s) each"]
+    lines = [f"{file}, by reference runs: {reference.model!r} on {count}, {reference.epochs} epoch(s) each"]
     if steps:
         lines.append("steps: " + ", ".join(f"{domain} {about}{number:,}" for domain, number in steps.items()))
     if finished:

@@ -3,10 +3,11 @@
 import copy
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.utils.data.shared import datasets_with_name_generator, load_dataset_with_config
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset, DatasetDict, IterableDataset
+from datasets.data_files import DEFAULT_PATTERNS_ALL, get_data_patterns
 from filelock import FileLock
 
 from versatune_plugin.config.block import VersaTuneConfig
@@ -24,6 +26,7 @@ from versatune_plugin.files.whole import write_whole
 from versatune_plugin.hosts.axolotl.causes import cause
 from versatune_plugin.hosts.axolotl.config import BY_COLUMN, domain_order
 from versatune_plugin.hosts.axolotl.preparing import Loader, prepare_together
+from versatune_plugin.hosts.row_checks import drop_level
 
 # Given as the numbers of tokens, keeps Axolotl from counting them, and from packing all rows of a domain to count steps
 # that nobody asks for; and is so large that it never finds a set too small, which depends on all domains together.
@@ -31,6 +34,7 @@ _NOT_COUNTED = 10**15
 _NOT_IN_AXOLOTLS_KEY = ("seed", "val_set_size", "excess_length_strategy", "min_sample_len", "eval_sequence_len")
 """Settings by which prepared rows differ, and which Axolotl's cache key leaves out."""
 _STATE = "state.json"  # of a saved dataset
+_SAVED = (_STATE, "dataset_dict.json")  # one of them stands in what was saved, and names all that is read
 _LONGEST_NAME = 60  # characters of a domain's name in that of a folder
 
 
@@ -48,8 +52,8 @@ class DomainRows(NamedTuple):
     """Training rows, under `streaming` streams, in domain order."""
     heldout: dict[str, Dataset]
     """Held-out rows."""
-    notes: list[str]
-    """What became of rows on the way, with numbers."""
+    notes: list[tuple[int, str]]
+    """What became of rows on the way, with numbers, each with the level of its line in a log."""
 
 
 def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> DomainRows:
@@ -67,6 +71,8 @@ def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> DomainRows:
     Raises:
         ValueError: Domains cannot be loaded; the message names each of them, with the cause.
     """
+    if inside := folder_problems(cfg):
+        raise ValueError("versatune: " + "\n  ".join(inside))
     handover = Handover.of_config(cfg)
     only = handover.reference_run.domain if handover.reference_run else None
     needed = None if cfg.dataset_exact_deduplication else only  # which rows are twice depends on all domains
@@ -132,9 +138,45 @@ def _bytes_to_prepare(loader: Loader, cfgs: dict[str, DictDefault]) -> dict[str,
     return sizes
 
 
+def folder_problems(cfg: Mapping) -> list[str]:
+    """Data folders that hold what a run writes, where the datasets library would read it as data at the next start.
+
+    Args:
+        cfg: Axolotl's config, or the YAML as it is written.
+    """
+    written = {"dataset_prepared_path": _base_path(cfg), "output_dir": Path(cfg.get("output_dir") or "./model-out")}
+    entries = {key: cfg[key] if isinstance(cfg.get(key), list) else [] for key in ("datasets", "test_datasets")}
+    return [
+        f"{key}[{number}]: {entry['path']} holds {setting} {folder}, whose files would be read as data: put that "
+        "elsewhere, name the data_files, or let a folder between them begin with a dot"
+        for key, of_key in entries.items()
+        for number, entry in enumerate(of_key)
+        if isinstance(entry, Mapping) and isinstance(entry.get("path"), str) and not entry.get("data_files")
+        for setting, folder in written.items()
+        if _is_read_as_data(Path(entry["path"]), folder)
+    ]
+
+
+def _is_read_as_data(path: Path, inner: Path) -> bool:
+    """Whether a folder inside a data folder is taken for data, which saved datasets do not do."""
+    path, inner = path.resolve(), inner.resolve()
+    if not path.is_dir() or path not in inner.parents or any((path / name).exists() for name in _SAVED):
+        return False
+    if any(part.startswith((".", "__")) for part in inner.relative_to(path).parts):
+        return False
+    try:
+        patterns = get_data_patterns(str(path))
+    except FileNotFoundError:  # no data at all, which the loader says
+        return False
+    if patterns == {str(split): of_split for split, of_split in DEFAULT_PATTERNS_ALL.items()}:
+        return True
+    files = {Path(file) for of_split in patterns.values() for pattern in of_split for file in path.glob(pattern)}
+    return any(inner in file.parents for file in files)
+
+
 def _load_domain(
     loader: Loader, domain: str, cfg: DictDefault
-) -> tuple[Dataset | IterableDataset, Dataset | None, list[str]]:
+) -> tuple[Dataset | IterableDataset, Dataset | None, list[tuple[int, str]]]:
     """The training rows of a domain, its held-out rows, and what became of its rows on the way.
 
     Raises:
@@ -154,7 +196,8 @@ def _load_domain(
         if left == 0:
             raise ValueError(f"none of its {read:,} {name} is left after preparation ({why})")
         if left < read:
-            notes.append(f"{domain}: {read - left:,} of {read:,} {name} were dropped in preparation ({why})")
+            said = f"{domain}: {read - left:,} of {read:,} {name} were dropped in preparation ({why})"
+            notes.append((drop_level(read - left, read), said))
     return train, heldout, notes
 
 
@@ -190,7 +233,7 @@ def _rows_of(cfg: DictDefault, entry: DictDefault, split: str) -> Dataset:
     return rows
 
 
-def _deduplicated(train: dict, heldout: dict, *, apart: bool) -> tuple[dict, dict, list[str]]:
+def _deduplicated(train: dict, heldout: dict, *, apart: bool) -> tuple[dict, dict, list[tuple[int, str]]]:
     """Rows without those that an earlier domain has, too, as Axolotl leaves them out of one corpus.
 
     Args:
@@ -206,8 +249,11 @@ def _deduplicated(train: dict, heldout: dict, *, apart: bool) -> tuple[dict, dic
     for corpus in corpora:
         kept |= data.without_duplicates({key: parts[key] for key in corpus})
     notes = [
-        f"dataset_exact_deduplication: {len(rows) - len(kept[key]):,} of {len(rows):,} {key[0]} rows of {key[1]!r} are "
-        "in a domain before it, too, and left out"
+        (
+            logging.INFO,
+            f"dataset_exact_deduplication: {len(rows) - len(kept[key]):,} of {len(rows):,} {key[0]} rows of "
+            f"{key[1]!r} are in a domain before it, too, and left out",
+        )
         for key, rows in parts.items()
         if len(kept[key]) < len(rows)
     ]
@@ -286,7 +332,7 @@ def _prepared_path(cfg, domain: str, train_entries: list, test_entries: list | N
 
 
 def _base_path(cfg) -> Path:
-    return Path(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH)
+    return Path(cfg.get("dataset_prepared_path") or DEFAULT_DATASET_PREPARED_PATH)
 
 
 def _file_name(name: str) -> str:

@@ -46,12 +46,8 @@ def models_of_missing(config: VersaTuneConfig, missing: Mapping[str, Path]) -> d
 
 def missing_problems(config: VersaTuneConfig, missing: Mapping[str, Path]) -> list[str]:
     """Why missing files cannot be made; of a model's name on a hub, nothing is told."""
-    problems = [problem] if "detect" in missing and (problem := missing_problem(config)) else []
-    if "references" in missing and config.reference is None:
-        problems.append(
-            f"versatune.reference_losses: {missing['references']} does not exist; give the numbers, the right path, or "
-            "`reference: {model: ...}` to make it with"
-        )
+    of_detection = missing_problem(config) if "detect" in missing else None
+    problems = [problem for problem in (of_detection, references.missing_problem(config)) if problem]
     return problems + [
         f"versatune.{key}: there is no folder {model}"
         for key, model in models_of_missing(config, missing).items()

@@ -65,8 +65,8 @@ class VersaTunePlugin(BasePlugin):
         if not preprocess:
             measurements.make_what_is_missing(config, self._yaml)
         train, heldout, notes = load_domains(cfg, config)
-        for line in notes:
-            logger.warning(line)
+        for level, line in notes:
+            logger.log(level, line)
         check_domains_fit(config, train, heldout)
         check_rows(config, train, heldout)
         wanted = columns_read(cfg)

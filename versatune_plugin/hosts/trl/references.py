@@ -109,6 +109,7 @@ class SFTReferences:
         """
         making, num_rows = self._making, {domain: len(rows) for domain, rows in self._train.items()}
         steps = steps_of_references(making.reference, num_rows, rows_per_step(self._args))
+        self._say(f"{making.file} does not exist: measuring the reference losses first")
         making.announce(steps, self._args.warmup_steps, self._say)
         with random_state_kept(), ExitStack() as held:
             on_main(lambda: held.enter_context(locked(runs_folder(making.file) / ".lock")))

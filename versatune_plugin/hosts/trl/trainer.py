@@ -20,6 +20,7 @@ from versatune_plugin.hosts.row_checks import drop_remarks
 from versatune_plugin.hosts.trainer import VersaTuneMixin, visible_logger
 from versatune_plugin.hosts.trl.detection import detected_start
 from versatune_plugin.hosts.trl.formats import check_formats
+from versatune_plugin.hosts.trl.lengths import check_lengths
 from versatune_plugin.hosts.trl.processes import on_main
 from versatune_plugin.hosts.trl.references import SFTReferences, settings_of
 from versatune_plugin.measuring import references
@@ -50,6 +51,7 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
             versatune, train_dataset, eval_dataset, args, kwargs, self.reference_run
         )
         check_formats(train, heldout, **_format_arguments(*args, **kwargs))
+        check_lengths(train, heldout, *args, **kwargs)
         if are_streams(train):  # a stream of no format loses its place where it is mapped (see `streams`)
             train = {domain: rows.with_format(None) for domain, rows in train.items()}
         measured = detected_start(config, train, args, kwargs)
@@ -69,14 +71,14 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         check_or_write()
 
     def _say_what_was_dropped(self, given: tuple[Mapping, Mapping], left: tuple[Mapping, Mapping]) -> None:
-        """Name the domains that lost most of their rows; of streams and of packed rows that is not known."""
+        """Name the domains that lost rows; of streams and of packed rows that is not known."""
         if not self.is_world_process_zero():
             return
         for before, after, kind in zip(given, left, ("training", "held-out"), strict=True):
             if are_streams(before) or (kind == "training" and self.args.packing):
                 continue
-            for line in drop_remarks(num_rows(before), num_rows(after), "TRL", kind):
-                visible_logger().warning("%s", line)
+            for level, line in drop_remarks(num_rows(before), num_rows(after), "TRL", kind):
+                visible_logger().log(level, "%s", line)
 
     @property
     def _columns_read(self) -> list[str] | None:
@@ -88,6 +90,8 @@ class VersaTuneSFTTrainer(VersaTuneMixin, SFTTrainer):
         path = config.references_file
         if path is None:
             return Measured(), lambda: None
+        if config.reference is not None and (problem := on_main(lambda: references.missing_problem(config))):
+            raise ValueError(problem)
         if config.reference is None or on_main(path.exists):
             model = args[0] if args else kwargs["model"]
             remedy = f"delete it and {references.runs_folder(path)}, and with a `reference:` it is made anew"

@@ -131,7 +131,14 @@ def detected_start(
 def missing_problem(config: VersaTuneConfig) -> str | None:
     """Why a run does not make its missing detection.json itself: a path that may be misspelt says how to make it."""
     file = config.detection_file
-    if file in (None, DETECTION_FILE) or config.detection is not None:
+    if file is None or config.start == "detected":
+        return None
+    if near := DetectionDocument.misspelt(file):
+        return (
+            f"versatune.initial_proportions: {file} does not exist, and {near} does: give that path, or, to measure "
+            "anew, one that differs more"
+        )
+    if config.detection is not None or file == DETECTION_FILE:
         return None
     return (
         f"versatune.initial_proportions: {file} does not exist; give the right path, or `detected`, which makes "

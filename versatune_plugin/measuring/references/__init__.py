@@ -5,7 +5,7 @@
 `document` is the file with the result, and `checks` tells whether that file fits a run.
 """
 
-from versatune_plugin.measuring.references.checks import of_file, refuse, row_misfits
+from versatune_plugin.measuring.references.checks import missing_problem, of_file, refuse, row_misfits
 from versatune_plugin.measuring.references.document import References
 from versatune_plugin.measuring.references.making import Making
 from versatune_plugin.measuring.references.runs import DomainTrainer, forget, is_finished, runs_folder
@@ -16,6 +16,7 @@ __all__ = [
     "References",
     "forget",
     "is_finished",
+    "missing_problem",
     "of_file",
     "refuse",
     "row_misfits",

@@ -13,6 +13,24 @@ _OF_THE_BLOCK = ("epochs", "samples_per_epoch", "stop_when_rising")
 _NOT_COMPARED = ("base_model_name_or_path", "peft_version")  # of an adapter: its model, and who wrote it down
 
 
+def missing_problem(config: VersaTuneConfig) -> str | None:
+    """Why a run does not make its missing references.json itself; None where it does, or where none is missing."""
+    file = config.references_file
+    if file is None or file.exists():
+        return None
+    if isinstance(config.reference_losses, str) and (near := References.misspelt(file)):
+        return (
+            f"versatune.reference_losses: {file} does not exist, and {near} does: give that path, or, to measure anew, "
+            "one that differs more"
+        )
+    if config.reference is None:
+        return (
+            f"versatune.reference_losses: {file} does not exist; give the numbers, the right path, or "
+            "`reference: {model: ...}` to make it with"
+        )
+    return None
+
+
 def of_file(
     path: Path,
     config: VersaTuneConfig,

@@ -1,13 +1,16 @@
 """The section on how far the losses fell and how the benchmarks went, domain by domain."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from versatune_plugin.report.comparison.drawings import Series, draw_bars, draw_radar, several_charts
 from versatune_plugin.report.comparison.outcomes import Comparison, mean
 from versatune_plugin.report.comparison.scores import Scores, comparable
-from versatune_plugin.report.drawing import Mark, marks
+from versatune_plugin.report.drawing import NUM_MARKS, Mark, marks
 from versatune_plugin.report.parts import Chart, Section, Table
+from versatune_plugin.report.series import sentences as sentences_of
+from versatune_plugin.tables import of_largest
 
 NO_GAINS = "No run has losses both before its first step and later, so what it gained is not known."
 
@@ -76,6 +79,8 @@ def _series(name: str, values: Mapping[str, float], axes: Sequence[str], run_mar
 def _polygons(
     name: str, title: str, axes: Sequence[str], series: Sequence[Series], unit: str, baseline: str
 ) -> list[Chart]:
+    note = f"Of {len(axes)} domains those are shown in which the runs differ most." if len(axes) > NUM_MARKS else ""
+    axes, series = _furthest_apart(axes, series)
     is_radar = len(axes) >= _FEWEST_AXES
     if is_radar:
         form = "Radar chart, one axis per domain, one polygon per run"
@@ -90,10 +95,21 @@ def _polygons(
             alt=f"{form}. " + " ".join(_range_in_words(one, axes, unit) for one in group),
             draw=partial(draw, axes=axes, series=group, unit=unit),
             legend={one.name: one.mark for one in group},
-            caption="Per cent of the loss at the start; at the line of 0 a domain is where it was." if unit else "",
+            caption=sentences_of(
+                "Per cent of the loss at the start; at the line of 0 a domain is where it was." if unit else "", note
+            ),
         )
 
     return several_charts(f"{name}-{'radar' if is_radar else 'bars'}", title, series, baseline, chart)
+
+
+def _furthest_apart(axes: Sequence[str], series: Sequence[Series]) -> tuple[Sequence[str], Sequence[Series]]:
+    """As many axes as can be told apart: those on which the series differ most; with the values on them."""
+    values = list(zip(*(one.values for one in series), strict=True))
+    spreads = {axis: max(of_axis) - min(of_axis) for axis, of_axis in zip(axes, values, strict=True)}
+    shown = of_largest(spreads, NUM_MARKS)
+    places = [place for place, axis in enumerate(axes) if axis in shown]
+    return shown, [replace(one, values=[one.values[place] for place in places]) for one in series]
 
 
 def _range_in_words(series: Series, axes: Sequence[str], unit: str) -> str:

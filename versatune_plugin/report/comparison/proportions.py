@@ -5,9 +5,9 @@ from functools import partial
 
 from versatune_plugin.report.comparison.drawings import draw_shares
 from versatune_plugin.report.comparison.outcomes import Comparison, union
-from versatune_plugin.report.drawing import Mark, marks
+from versatune_plugin.report.drawing import NUM_MARKS, marks
 from versatune_plugin.report.parts import Chart, Section, Table
-from versatune_plugin.report.series import marks_note
+from versatune_plugin.tables import of_largest
 
 _SAME = 5e-4  # proportions that are nearer are shown as the same
 _NAMED = 3  # domains of a run that are named in words
@@ -19,12 +19,11 @@ def proportions_side_by_side(comparison: Comparison) -> Section:
     if not outcomes:
         return Section(title=title, parts=[], points=["No run has a history."])
     domains = union(*(outcome.domains for outcome in outcomes))
-    domain_marks = dict(zip(domains, marks(len(domains)), strict=True))
     asked = {outcome.name: outcome.final_proportions for outcome in outcomes}
     drawn = {outcome.name: outcome.realised for outcome in outcomes if outcome.realised}
-    charts = [_chart("final-proportions", "Proportions at the end", asked, domain_marks)]
+    charts = [_chart("final-proportions", "Proportions at the end", asked, domains)]
     if drawn:
-        charts.append(_chart("realised-shares", "Realised shares of the whole run", drawn, domain_marks))
+        charts.append(_chart("realised-shares", "Realised shares of the whole run", drawn, domains))
     table = Table(
         header=["run", *domains],
         rows=[
@@ -36,15 +35,34 @@ def proportions_side_by_side(comparison: Comparison) -> Section:
     return Section(title=title, parts=[*charts, table], points=[_furthest_apart(asked, domains)])
 
 
-def _chart(name: str, title: str, by_run: Mapping[str, Mapping[str, float]], domain_marks: Mapping[str, Mark]) -> Chart:
+def _chart(name: str, title: str, by_run: Mapping[str, Mapping[str, float]], domains: Sequence[str]) -> Chart:
+    rows = _folded(by_run, domains)
+    is_folded = len(domains) > NUM_MARKS
+    names = list(next(iter(rows.values()))) if is_folded else domains
+    legend = dict(zip(names, marks(len(names)), strict=True))
     return Chart(
         name=f"comparison-{name}",
         title=title,
         alt="Stacked horizontal bars, one per run. " + " ".join(_in_words(name, of) for name, of in by_run.items()),
-        draw=partial(draw_shares, rows=list(by_run.items()), marks=domain_marks),
-        legend=domain_marks,
-        caption=marks_note(len(domain_marks)),
+        draw=partial(draw_shares, rows=list(rows.items()), marks=legend),
+        legend=legend,
+        caption=f"Of {len(domains)} domains those are shown in which the runs differ most." if is_folded else "",
     )
+
+
+def _folded(by_run: Mapping[str, Mapping[str, float]], domains: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The shares of as many domains as can be told apart, in which the runs differ most; of the others their sum."""
+    if len(domains) <= NUM_MARKS:
+        return {name: dict(of) for name, of in by_run.items()}
+    shares = {domain: [of.get(domain, 0.0) for of in by_run.values()] for domain in domains}
+    spreads = {domain: (max(of_domain) - min(of_domain), max(of_domain)) for domain, of_domain in shares.items()}
+    shown = of_largest(spreads, NUM_MARKS - 1)
+    others = f"{len(domains) - len(shown)} others"
+    return {
+        name: {domain: of.get(domain, 0.0) for domain in shown}
+        | {others: sum(share for domain, share in of.items() if domain not in shown)}
+        for name, of in by_run.items()
+    }
 
 
 def _in_words(name: str, shares: Mapping[str, float]) -> str:
