@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from versatune_plugin.files import rows as data
 from versatune_plugin.files.whole import write_whole
 from versatune_plugin.hosts.axolotl.causes import cause
 from versatune_plugin.hosts.axolotl.config import BY_COLUMN, domain_order
-from versatune_plugin.hosts.axolotl.preparing import Loader, prepare_together
+from versatune_plugin.hosts.axolotl.preparing import Loader
 from versatune_plugin.hosts.row_checks import drop_level
 
 # Given as the numbers of tokens, keeps Axolotl from counting them, and from packing all rows of a domain to count steps
@@ -84,8 +83,6 @@ def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> DomainRows:
         raise ValueError(f"versatune: no row of the datasets is of domain {only!r}")
     loader = Loader.of(cfg)
     cfgs = {domain: _cfg_of(cfg, domain, train_entries[domain], test_entries.get(domain)) for domain in ordered}
-    if not cfg.streaming:
-        prepare_together(loader, cfgs, _bytes_to_prepare(loader, cfgs))
     train, heldout, notes, problems = {}, {}, [], []
     for domain, of_domain in cfgs.items():
         entries, tests = of_domain.datasets, of_domain.test_datasets
@@ -124,18 +121,6 @@ def _cfg_of(cfg: DictDefault, domain: str, entries: list, tests: list | None) ->
     base = _base_path(cfg)
     sub.dataset_prepared_path = str(base / "streams" if cfg.streaming else _prepared_path(cfg, domain, entries, tests))
     return sub
-
-
-def _bytes_to_prepare(loader: Loader, cfgs: dict[str, DictDefault]) -> dict[str, int]:
-    """Size of the rows of each domain that are not prepared yet, as far as they can be read."""
-    sizes = {}
-    for domain, cfg in cfgs.items():
-        if loader.has_prepared(cfg):
-            continue
-        parts = [(cfg.datasets, "train"), (cfg.test_datasets or [], "test")]
-        with suppress(Exception):  # what cannot be read is told where it is prepared
-            sizes[domain] = sum(_read(cfg, of_part, split).num_bytes for of_part, split in parts)
-    return sizes
 
 
 def folder_problems(cfg: Mapping) -> list[str]:
@@ -184,8 +169,8 @@ def _load_domain(
     """
     if cfg.streaming:
         return *_stream_and_heldout(loader, domain, cfg), []
-    train, heldout = loader.rows(cfg)
     tests = cfg.test_datasets
+    train, heldout = loader.rows(cfg, _num_bytes(cfg, cfg.datasets, "train") + _num_bytes(cfg, tests or [], "test"))
     parts = [("rows", cfg.datasets, "train", len(train) + (0 if tests or heldout is None else len(heldout)))]
     parts += [("test_datasets rows", tests, "test", len(heldout))] if tests else []
     notes = []
@@ -211,6 +196,14 @@ def _read(cfg: DictDefault, entries: list, split: str) -> _Read:
         with FileLock(f"{note}.lock"):
             write_whole(note, json.dumps(read._asdict()))
     return _Read(**json.loads(note.read_text(encoding="utf-8")))
+
+
+def _num_bytes(cfg: DictDefault, entries: list, split: str) -> int:
+    """Size of rows before preparation; 0 of those that cannot be read, which is told where they are prepared."""
+    try:
+        return _read(cfg, entries, split).num_bytes
+    except Exception:  # of the reader of any format
+        return 0
 
 
 def _num_read_or_none(cfg: DictDefault, entries: list, split: str) -> int | None:
@@ -270,15 +263,15 @@ def _stream_and_heldout(loader: Loader, domain: str, cfg: DictDefault) -> tuple[
     the stream, lie elsewhere.
     """
     tests, cfg.test_datasets = cfg.test_datasets, None
-    stream, _ = loader.rows(cfg)
+    stream, _ = loader.rows(cfg, num_bytes=0)
     if not tests:
         return stream, None
     of_tests = copy.deepcopy(cfg)
-    of_tests.streaming, of_tests.shuffle_merged_datasets, of_tests.dataset_num_proc = False, False, 0
+    of_tests.streaming, of_tests.shuffle_merged_datasets = False, False
     of_tests.datasets = [DictDefault({**entry, "split": entry.split or "test"}) for entry in tests]
     of_tests.dataset_prepared_path = str(Path(cfg.dataset_prepared_path).parent)
     of_tests.dataset_prepared_path = str(_prepared_path(of_tests, domain, [], tests))
-    return stream, loader.rows(of_tests)[0]
+    return stream, loader.rows(of_tests, _num_bytes(of_tests, of_tests.datasets, "test"))[0]
 
 
 def _entries_by_domain(
