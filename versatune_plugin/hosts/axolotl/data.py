@@ -188,7 +188,7 @@ def _load_domain(
 
 def _read(cfg: DictDefault, entries: list, split: str) -> _Read:
     """What a domain's dataset entries hold before preparation; noted beside the prepared rows, for the next time."""
-    note = Path(cfg.dataset_prepared_path) / f"read-{split}.json"
+    note = Path(cfg.dataset_prepared_path) / f".read-{split}.json"  # hidden: it may lie within a data folder
     if not note.exists():
         rows = [_rows_of(cfg, entry, split) for entry in datasets_with_name_generator(entries)]
         read = _Read(sum(map(len, rows)), sum(part.data.nbytes for part in rows))
