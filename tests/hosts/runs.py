@@ -91,11 +91,20 @@ def _stored_rows(workspace: str, domain: str, num_rows: int, start: int = 0):
 
 
 def build_trainer(
-    workspace: str, output_dir: str, rank: int = 0, versatune=None, heldout=None, rows=None, trainer=None, **options
+    workspace: str,
+    output_dir: str,
+    rank: int = 0,
+    versatune=None,
+    heldout=None,
+    rows=None,
+    trainer=None,
+    base=None,
+    **options,
 ):
     """A VersaTuneSFTTrainer on the tiny workspace that writes what it trains on to `stream-<rank>.jsonl`.
 
-    `trainer`: further arguments of the trainer, such as `model` or `callbacks`; `options`: for the SFTConfig.
+    `trainer`: further arguments of the trainer, such as `model` or `callbacks`; `base`: its class, a subclass;
+    `options`: for the SFTConfig.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -105,7 +114,7 @@ def build_trainer(
 
     _place_cpu_ranks()
 
-    class Recorded(VersaTuneSFTTrainer):
+    class Recorded(base or VersaTuneSFTTrainer):
         def training_step(self, model, inputs, *args, **kwargs):
             seen = [zlib.crc32(bytes(str([t for t in row.tolist() if t != 2]), "utf8")) for row in inputs["input_ids"]]
             with open(Path(output_dir) / f"stream-{rank}.jsonl", "a") as stream:

@@ -191,7 +191,7 @@ def test_other_evaluation_sets_leave_the_measured_rows_and_are_said(workspace, t
 def test_a_batch_size_that_the_host_has_used_already_is_refused(workspace, tmp_path):
     trainer = inside.build(workspace, tmp_path, **SHORT)
     trainer.args.per_device_train_batch_size = 4
-    with pytest.raises(ValueError, match="per_device_train_batch_size was 2 then, and is 4 now"):
+    with pytest.raises(ValueError, match="per_device_train_batch_size is 4 in them, the host works with 2"):
         trainer.train()
 
 

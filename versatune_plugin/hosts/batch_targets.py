@@ -1,4 +1,4 @@
-"""Which tokens are targets in a batch: a collator may make others than a row's own labels say.
+"""What a collator makes of rows: it may drop some, or make other targets than a row's own labels say.
 
 That of transformers (`DataCollatorForLanguageModeling`) takes every token for a target but its padding, wherever it
 stands: with `pad_token = eos_token` no end token is trained on, and a row's own labels are lost. Whether it is so some
@@ -70,6 +70,33 @@ def batch_targets(
         "that are masked already",
         is_known=False,
     )
+
+
+def rows_lost(train: Mapping[str, Dataset], collate: Callable[[Dataset], Mapping], batch_rows: int) -> str | None:
+    """What to say of a collator that makes batches of other rows than it is given; None where it keeps them.
+
+    Args:
+        train: Tokenised rows per domain.
+        collate: Makes a batch of the given rows.
+        batch_rows: Rows of a process's micro-batch.
+    """
+    for domain, rows in train.items():
+        given = rows.select(range(min(batch_rows, len(rows))))
+        batch = collate(given)
+        number = len(batch[data.TOKENS])
+        joined = number == 1 and _num_tokens(batch) >= data.token_counts(given).sum()  # to one row without padding
+        if number != len(given) and not joined:
+            return (
+                f"the data collator makes a batch of {number} row(s) out of {len(given)} of domain {domain!r}: then "
+                "nobody knows how many rows of which domain are trained on. Drop or repeat rows in the dataset, or "
+                "mask their labels (-100)"
+            )
+    return None
+
+
+def _num_tokens(batch: Mapping) -> int:
+    """Tokens of a batch that are no padding, as far as it tells."""
+    return int(batch["attention_mask"].sum() if "attention_mask" in batch else batch[data.TOKENS].numel())
 
 
 def _num_targets(batch: Mapping) -> int:

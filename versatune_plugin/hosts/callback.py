@@ -135,6 +135,7 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         if self._ended == step:
             return
         self._ended = step
+        self._trainer.check_rows_per_step()
         self._trainer.end_step()
         if step == self._changes_at:
             turn = self._steering.change(step, self._settings.start)
@@ -200,6 +201,12 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
     # What happened
 
     def _new_steering(self, num_steps: int) -> Steering:
+        if self._trainer.feed is None:
+            raise RuntimeError(
+                f"{type(self._trainer).__name__} does not draw its rows from the mixture: a get_train_dataloader or "
+                "_get_train_sampler of your own hides the one that does. Let it call the inherited one "
+                "(super().get_train_dataloader())"
+            )
         trainer = self._trainer  # the proxy, so that the steering holds the trainer no more than the callback does
         return Steering(
             self._settings.mixture(),
@@ -299,7 +306,8 @@ class VersaTuneCallback(TrainerCallback, ExportableState):
         if changed:
             raise ValueError(
                 f"the {', '.join(changed)} are not those of the checkpoint: the resumed run would silently be another "
-                "one; restore the data or start a new run"
+                "one. Restore the data, and the settings that decide its tokens and targets (max_length or "
+                "sequence_len, the chat template, what is masked), or start a new run"
             )
         if self._trainer.train_losses is not None and saved["train_losses"] is not None:
             self._trainer.train_losses.load_state_dict(saved["train_losses"])

@@ -18,6 +18,7 @@ from versatune_plugin.hosts.length import RunLength
 
 DOMAIN_COLUMN = "domain"
 _OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+_SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval"})
 _WITHOUT_PADDING = ("packing", "padding_free", "sample_packing", "batch_flattening")
 
 
@@ -46,6 +47,11 @@ def as_domains(rows, name: str, config: VersaTuneConfig) -> dict[str, Dataset] |
     if not isinstance(rows, Mapping):
         raise ValueError(
             f"{name} must be a dict of datasets per domain or a Dataset with a domain column, got {type(rows).__name__}"
+        )
+    if rows and _SPLITS.issuperset(rows):
+        raise ValueError(
+            f"{name} holds splits, {', '.join(map(repr, rows))}, where domains are expected: give the datasets of one "
+            "split by domain, such as {'law': law['train'], 'code': code['train']}"
         )
     names = [str(key) if isinstance(key, Integral) and not isinstance(key, bool) else key for key in rows]
     check_domain_names(names, name)  # numbers name domains as those of a column do

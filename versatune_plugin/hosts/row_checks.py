@@ -39,18 +39,35 @@ def check_tokenised(train: Mapping, heldout: Mapping) -> None:
     Raises:
         ValueError: With one line for each.
     """
-    columns = {
-        f"{name}[{domain!r}]": columns_of(rows)
-        for name, by_domain in (("train_dataset", train), ("eval_dataset", heldout))
-        for domain, rows in by_domain.items()
-    }
-    problems = [f"{where} has {', '.join(names)}" for where, names in columns.items() if data.TOKENS not in names]
-    if problems:
+    if problems := _without_tokens({"train_dataset": train, "eval_dataset": heldout}):
         raise ValueError(
             f"this trainer takes tokenised rows, {data.TOKENS} and {data.LABELS}, of a causal language model "
             "(VersaTuneSFTTrainer tokenises rows itself; rows of pairs, as for DPO, cannot be mixed):\n  "
             + "\n  ".join(problems)
         )
+
+
+def check_prepared(train: Mapping, heldout: Mapping) -> None:
+    """Report at once all domains whose rows a host was told to leave as they are, and that have no tokens.
+
+    Raises:
+        ValueError: With one line for each.
+    """
+    if problems := _without_tokens({"datasets": train, "held-out rows": heldout}):
+        raise ValueError(
+            f"versatune: rows have no {data.TOKENS} after preparation; skip_prepare_dataset is for rows that are "
+            "tokenised already:\n  " + "\n  ".join(problems)
+        )
+
+
+def _without_tokens(given: Mapping[str, Mapping]) -> list[str]:
+    """Rows without tokens, by the names of what holds them, with the columns that they have."""
+    columns = {
+        f"{name}[{domain!r}]": columns_of(rows)
+        for name, by_domain in given.items()
+        for domain, rows in by_domain.items()
+    }
+    return [f"{where} has {', '.join(names)}" for where, names in columns.items() if data.TOKENS not in names]
 
 
 def target_problems(train: Mapping[str, Dataset], heldout: Mapping[str, Dataset] | None = None) -> list[str]:

@@ -47,6 +47,9 @@ class Steered(Protocol):
     def settings_of_run(self, num_steps: int) -> Settings:
         """What a run of so many optimizer steps uses."""
 
+    def check_rows_per_step(self) -> None:
+        """Raise an error where the arguments have come to ask for other rows per step than the mixture deals out."""
+
     def end_step(self) -> None:
         """Add up what all ranks have seen of an optimizer step."""
 

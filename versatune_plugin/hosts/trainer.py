@@ -25,7 +25,7 @@ from versatune_plugin.config.sections import SELF
 from versatune_plugin.config.settings import Settings
 from versatune_plugin.files import rows as data
 from versatune_plugin.hosts import model_card, row_checks, stream_checks
-from versatune_plugin.hosts.batch_targets import BatchTargets, batch_targets
+from versatune_plugin.hosts.batch_targets import BatchTargets, batch_targets, rows_lost
 from versatune_plugin.hosts.callback import VersaTuneCallback
 from versatune_plugin.hosts.changed_rows import taken_over, version_of
 from versatune_plugin.hosts.checkpoints import say_what_starts_anew, step_of, step_of_best, whole_checkpoint
@@ -67,6 +67,7 @@ _REMEDY = (
     "give the numbers, reference_losses: {law: 1.21, ...}, or the right file, or use VersaTuneSFTTrainer, which makes "
     "the file where the block has a `reference:`"
 )
+_HOSTS = ("versatune_plugin", "transformers", "trl", "axolotl")  # packages whose losses are per target token
 
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ class VersaTuneMixin(_Host):
     def _settle(self) -> None:
         """Work out what a run uses, by the rows and by the training arguments as they are now."""
         self._settings = self.settings_of_run(self.run_length.num_steps)
+        self._rows_per_step = rows_per_step(self.args)
         if self._versatune.measures_probes:
             plan = self._plan()
             if (plan, self.args.seed) != self._planned:
@@ -242,9 +244,11 @@ class VersaTuneMixin(_Host):
         """By which rule the collator makes targets, which is said where it is not the rows' own.
 
         Raises:
-            ValueError: It is not known, and proportions are to be shares of target tokens.
+            ValueError: It is not known, and proportions are to be shares of target tokens; or rows get lost.
         """
         with torch.random.fork_rng(devices=[]):
+            if lost := rows_lost(train, self._collated, rows_per_rank(self.args)):
+                raise ValueError(lost)
             targets = batch_targets(train, self._collated, self._padding)
         if not targets.is_known and self._versatune.unit == "target_tokens":
             raise ValueError(f"versatune.unit: target_tokens: {targets.remark}, or take unit: tokens")
@@ -320,11 +324,26 @@ class VersaTuneMixin(_Host):
             self._logger.warning(
                 "under reference_losses: self a target whose loss falls has no potential, so it is not raised"
             )
+        if own_loss := self._own_loss:
+            self._logger.warning(
+                "%s trains by a loss of its own: the losses by domain, by which the mixture moves, stay the model's, "
+                "per target token",
+                own_loss,
+            )
         if config.start_remark:
             self._logger.info(config.start_remark)
         for domain, before, after in zip(settings.domains, settings.asked, settings.start, strict=True):
             if before != after:
                 self._logger.info("guards: %s starts at %.3f instead of %.3f", domain, after, before)
+
+    @property
+    def _own_loss(self) -> str | None:
+        """What a user computes the training loss by, where that is not the host's own."""
+        if getattr(self, "compute_loss_func", None) is not None:
+            return "compute_loss_func"
+        owners = (each for each in type(self).__mro__ if "compute_loss" in vars(each) and each is not VersaTuneMixin)
+        owner = next(owners)
+        return None if owner.__module__.split(".")[0] in _HOSTS else f"{owner.__name__}.compute_loss"
 
     def _check_arguments(self) -> None:
         """Check the training arguments as they are now, which may be others than the trainer was built with.
@@ -339,11 +358,11 @@ class VersaTuneMixin(_Host):
             ("split_batches", self.accelerator.split_batches, args.accelerator_config.split_batches),
             ("dispatch_batches", self.accelerator.dispatch_batches, args.accelerator_config.dispatch_batches),
         ]
-        late = [f"{name} was {was} then, and is {now} now" for name, was, now in kept if was != now]
+        late = [f"{name} is {now} in them, the host works with {was}" for name, was, now in kept if was != now]
         if late:
             raise ValueError(
-                f"training arguments were changed after the trainer was built, and the host has used them already: "
-                f"{'; '.join(late)}. Give them to a new trainer"
+                "after the trainer was built, its training arguments or what it took over from them was changed: "
+                f"{'; '.join(late)}. Give the arguments to a new trainer"
             )
         if rows_per_step(args) != self.get_total_train_batch_size(args):
             raise ValueError(
@@ -623,6 +642,20 @@ class VersaTuneMixin(_Host):
     def mixture_sampler(self) -> MixtureSampler | None:
         """The stream that the rows are drawn from; None before the loader was made."""
         return None if self.feed is None else self.feed.sampler
+
+    def check_rows_per_step(self) -> None:
+        """Make sure that no callback has changed the size of a step since the run began.
+
+        Raises:
+            ValueError: One has: the rows are dealt out in blocks of the size before.
+        """
+        before, now = self._rows_per_step, rows_per_step(self.args)
+        if now != before:
+            raise ValueError(
+                f"the training arguments were changed during the run: {now} rows per step instead of {before} "
+                "(per_device_train_batch_size times gradient_accumulation_steps times processes). The mixture is "
+                "dealt out in steps of one size: give the arguments before the run"
+            )
 
     def end_step(self) -> None:
         """Add up what all ranks have seen of an optimizer step, where training batches are measured."""

@@ -639,3 +639,8 @@ def test_a_launcher_is_refused(write, monkeypatch):
     result = check(write())
     assert result.exit_code == 2
     assert "--processes N" in result.stderr
+
+
+def test_rows_that_are_not_tokenised_although_preparation_is_skipped_are_refused(write):
+    (line,) = [line for line in mistakes(write(skip_prepare_dataset=True)) if "input_ids" in line]
+    assert "skip_prepare_dataset is for rows that are tokenised already" in line

@@ -442,3 +442,15 @@ def test_max_steps_of_transformers_that_mean_by_epochs_are_left_out(max_steps):
     tests = [{"path": domain, "domain": domain} for domain in ("law", "code")]
     (line,) = mistakes(streaming=True, max_steps=max_steps, test_datasets=tests)
     assert "max_steps must be given" in line
+
+
+def test_keys_of_the_block_beside_it_are_refused():
+    lines = mistakes(sigma=1.0, update_interval=4)
+    assert [line.split(":")[0] for line in lines] == ["sigma", "update_interval"]
+    assert all("belongs into the `versatune:` block" in line for line in lines)
+
+
+def test_no_key_of_the_block_is_one_of_axolotls():
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    assert not set(VersaTuneConfig.model_fields) & set(AxolotlInputConfig.model_fields)

@@ -98,6 +98,11 @@ def fill_in(cfg: dict) -> None:
         if cfg.get(key)
     ]
     problems += _packing_problems(cfg)
+    problems += [
+        f"{key}: belongs into the `versatune:` block (indent it): Axolotl has no such key"
+        for key in VersaTuneConfig.model_fields
+        if key in cfg
+    ]
     if not isinstance(cfg.get("base_model"), str) and "base_model" in cfg:
         problems.append(f"base_model: must be the name or the folder of a model, got {cfg['base_model']!r}")
     if not isinstance(cfg.get("accelerator_config") or {}, Mapping):

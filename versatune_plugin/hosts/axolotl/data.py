@@ -22,10 +22,10 @@ from versatune_plugin.config.block import VersaTuneConfig
 from versatune_plugin.config.handover import Handover
 from versatune_plugin.files import rows as data
 from versatune_plugin.files.whole import write_whole
+from versatune_plugin.hosts import row_checks
 from versatune_plugin.hosts.axolotl.causes import cause
 from versatune_plugin.hosts.axolotl.config import BY_COLUMN, domain_order
 from versatune_plugin.hosts.axolotl.preparing import Loader
-from versatune_plugin.hosts.row_checks import drop_level
 
 # Given as the numbers of tokens, keeps Axolotl from counting them, and from packing all rows of a domain to count steps
 # that nobody asks for; and is so large that it never finds a set too small, which depends on all domains together.
@@ -104,6 +104,7 @@ def load_domains(cfg: DictDefault, config: VersaTuneConfig) -> DomainRows:
     for domain in test_entries:
         if domain not in train:
             raise ValueError(f"versatune: test_datasets have rows of domain {domain!r}, datasets have none")
+    row_checks.check_prepared(train, heldout)
     if cfg.dataset_exact_deduplication and not cfg.streaming:
         train, heldout, left_out = _deduplicated(train, heldout, apart=bool(cfg.test_datasets))
         notes += left_out
@@ -182,7 +183,7 @@ def _load_domain(
             raise ValueError(f"none of its {read:,} {name} is left after preparation ({why})")
         if left < read:
             said = f"{domain}: {read - left:,} of {read:,} {name} were dropped in preparation ({why})"
-            notes.append((drop_level(read - left, read), said))
+            notes.append((row_checks.drop_level(read - left, read), said))
     return train, heldout, notes
 
 
