@@ -103,6 +103,14 @@ def test_reference_losses_of_zero_are_allowed():
     [
         ({"strategy": "uniform"}, [1 / 3, 1 / 3, 1 / 3]),
         ({"strategy": "proportional"}, [0.5, 0.3, 0.2]),  # 50, 30 and 20 rows
+        # sqrt(50) : sqrt(30) : sqrt(20)
+        ({"strategy": "temperature"}, [0.415446, 0.321803, 0.262751]),
+        ({"strategy": "constant", "initial_proportions": "temperature"}, [0.415446, 0.321803, 0.262751]),
+        ({"strategy": "temperature", "temperature": 1}, [0.5, 0.3, 0.2]),
+        ({"strategy": "unimax", "guards": {"max_passes": 4}}, [1 / 3, 1 / 3, 1 / 3]),
+        # 50 : 3 * 30 : 2.5 * 20
+        ({"strategy": "constant", "repeats": {"b": 3, "c": 2.5, "a": 1}}, [50 / 190, 90 / 190, 50 / 190]),
+        ({"strategy": "manual", "repeats": {"b": 3, "c": 2.5, "a": 1}}, [50 / 190, 90 / 190, 50 / 190]),
         ({"strategy": "manual", "initial_proportions": {"c": 0.1, "a": 0.6, "b": 0.3}}, [0.6, 0.3, 0.1]),
         ({"strategy": "constant", "initial_proportions": {"a": 0.6, "b": 0.3, "c": 0.1}}, [0.6, 0.3, 0.1]),
         # 1/0.5 : 1/0.3 : 1/0.2 = 6 : 10 : 15
@@ -117,7 +125,72 @@ def test_reference_losses_of_zero_are_allowed():
 )
 def test_initial_proportions_follow_strategy_name_and_power(block, expected):
     config = VersaTuneConfig.model_validate(block)
-    assert initial_vector(config, {"a": 50, "b": 30, "c": 20}) == pytest.approx(expected, abs=1e-12)
+    assert initial_vector(config, {"a": 50, "b": 30, "c": 20}) == pytest.approx(expected, abs=1e-6)
+
+
+def test_unimax_gives_what_a_small_domain_may_not_repeat_to_the_others_evenly():
+    config = VersaTuneConfig.model_validate({"strategy": "unimax", "guards": {"max_passes": 2}})
+    # 300 draws, 100 each: c, of 20 rows, has at most 40, and 60 of its 100 go to the others
+    assert initial_vector(config, {"a": 500, "b": 300, "c": 20}, 300) * 300 == pytest.approx([130, 130, 40])
+    # by default 4 times, 80
+    config = VersaTuneConfig.model_validate({"strategy": "unimax"})
+    assert initial_vector(config, {"a": 500, "b": 300, "c": 20}, 300) * 300 == pytest.approx([110, 110, 80])
+
+
+def test_unimax_with_two_small_domains():
+    config = VersaTuneConfig.model_validate({"strategy": "unimax", "guards": {"max_passes": 2}})
+    # c has at most 40 and b at most 120
+    assert initial_vector(config, {"a": 500, "b": 60, "c": 20}, 300) * 300 == pytest.approx([140, 120, 40])
+
+
+@pytest.mark.parametrize(
+    ("block", "line"),
+    [
+        ({"temperature": 0}, "versatune.temperature: Input should be greater than 0 (given: 0)"),
+        ({"temperature": -2}, "versatune.temperature: Input should be greater than 0 (given: -2)"),
+        ({"strategy": "unimax", "unit": "tokens"}, "versatune.unit: strategy 'unimax' limits passes over rows"),
+        ({"repeats": {"law": 3, "code": 0}}, "versatune.repeats.code: Input should be greater than 0 (given: 0)"),
+        (
+            {"repeats": {"law": 3}, "initial_proportions": "uniform"},
+            "versatune.repeats: gives the proportions, and so does `initial_proportions`",
+        ),
+        ({"repeats": {"law": 3}, "unit": "tokens"}, "versatune.unit: `repeats` counts rows"),
+    ],
+)
+def test_baselines_that_cannot_be_are_named_at_their_key(block, line):
+    (found,) = mistakes_of({"strategy": "uniform"} | block)
+    assert found.startswith(line)
+
+
+def test_repeats_name_every_domain():
+    block = {"strategy": "constant", "repeats": {"law": 3, "cod": 1}}
+    lines = domain_problems(block, ("law", "code"))
+    assert [line.split(" ")[0] for line in lines] == ["versatune.repeats"] * len(lines)
+    assert any("'code'" in line for line in lines)
+    assert any("'cod'; did you mean 'code'?" in line for line in lines)
+
+
+@pytest.mark.parametrize(("num_steps", "fits"), [(23, True), (24, True), (25, False), (15, False), (40, False)])
+def test_a_run_is_as_long_as_its_repeats(num_steps, fits):
+    config = VersaTuneConfig.model_validate({"strategy": "constant", "repeats": {"law": 3, "code": 1}})
+    sizes = {"law": 50, "code": 40}  # 190 rows, 23.75 steps
+
+    def run():
+        return resolve(config, Measured(), sizes, num_steps=num_steps, steps_per_epoch=12, rows_per_step=8)
+
+    if fits:
+        assert run().start == pytest.approx([150 / 190, 40 / 190])
+        return
+    with pytest.raises(
+        ValueError, match=rf"repeats: so many passes are 190 rows, but the run draws {8 * num_steps}"
+    ) as error:
+        run()
+    assert "24 steps (max_steps), or 2.12 epochs" in str(error.value)
+
+
+def test_a_baselines_key_that_does_nothing_is_named():
+    assert make_config(temperature=3.0).unused == ["temperature"]
+    assert VersaTuneConfig.model_validate({"strategy": "uniform", "repeats": {"law": 3}}).unused == ["repeats"]
 
 
 @pytest.mark.parametrize("block", [{"strategy": "inverse"}, {"strategy": "constant", "initial_power": -0.5}])

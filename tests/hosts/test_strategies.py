@@ -25,6 +25,8 @@ BLOCKS = {
     "versatune": LEARNING,
     "uniform": {},
     "proportional": {},
+    "temperature": {},
+    "unimax": {"guards": {"max_passes": 0.9}},
     "manual": {"initial_proportions": {"law": 0.2, "medicine": 0.3, "code": 0.5}},
     "constant": {"initial_proportions": {"law": 0.5, "medicine": 0.3, "code": 0.2}},
     "inverse": {"initial_proportions": {"law": 0.5, "medicine": 0.3, "code": 0.2}},
@@ -107,6 +109,8 @@ def test_history_counts_the_rows_that_were_trained_on_and_every_change_acts(name
     [
         ("uniform", EVEN),
         ("proportional", ROWS / ROWS.sum()),
+        ("temperature", np.sqrt(ROWS) / np.sqrt(ROWS).sum()),
+        ("unimax", [0.35234375, 0.35234375, 0.2953125]),  # 0.9 passes of 21 rows in 64 draws
         ("manual", [0.2, 0.3, 0.5]),
         ("constant", [0.5, 0.3, 0.2]),
         ("inverse", np.array([6, 10, 15]) / 31),  # 1/0.5 : 1/0.3 : 1/0.2

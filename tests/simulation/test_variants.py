@@ -35,8 +35,9 @@ def test_all_mistakes_of_all_variants_are_reported_together_as_for_a_yaml(source
         "  --try 'sigma=-1 sigmaa=2': versatune.sigmaa: unknown key; did you mean 'sigma'? (given: 2)",
         "  --try 'sigma=-1 sigmaa=2': versatune.sigma: Input should be greater than or equal to 0 (given: -1)",
         "  --try 'strategy=fostering': versatune.strategy: unknown strategy; valid names: versatune, uniform, "
-        "proportional, manual, constant, inverse, specific, increase_uniform, increase_unconditional, multitask, "
-        "sequential, mixed_sequential, dmt, odm, dynamic_batch_loading, module:Class (given: 'fostering')",
+        "proportional, temperature, unimax, manual, constant, inverse, specific, increase_uniform, "
+        "increase_unconditional, multitask, sequential, mixed_sequential, dmt, odm, dynamic_batch_loading, "
+        "module:Class (given: 'fostering')",
         "  --try 'sigma': 'sigma' is not KEY=VALUE (null removes the key; a value with blanks needs quotes)",
         "  --try 'sigma=': 'sigma=' is not KEY=VALUE (null removes the key; a value with blanks needs quotes)",
         "  --try 'sigma.law=2': sigma.law: sigma is 1.0, which has no keys",

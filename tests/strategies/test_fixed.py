@@ -9,7 +9,7 @@ DETECTED = np.array([0.5, 0.3, 0.2])
 PROPORTIONS = st.lists(st.floats(1e-3, 1), min_size=1, max_size=10).map(lambda w: np.array(w) / np.sum(w))
 
 
-@pytest.mark.parametrize("name", ["uniform", "proportional", "manual", "constant", "inverse"])
+@pytest.mark.parametrize("name", ["uniform", "proportional", "temperature", "unimax", "manual", "constant", "inverse"])
 def test_fixed_strategies_change_no_bit_whatever_the_losses_are(name):
     observation = Observation(
         domains=("law", "medicine", "code"),

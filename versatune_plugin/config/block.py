@@ -28,13 +28,19 @@ _DEFAULT_START = {
     "uniform": "uniform",
     "specific": "uniform",  # what is left beside the target
     "proportional": "proportional",
+    "temperature": "temperature",
+    "unimax": "uniform",
     "odm": "uniform",
     "manual": None,
 }
+_OWN_START = ("uniform", "proportional", "temperature", "unimax")  # strategies that start from nothing else
 Unit = Literal["examples", "tokens", "target_tokens"]
 
 DEFAULT_SIGNAL = {"odm": "train"}
 """Where losses come from, for strategies that do not take held-out rows."""
+
+REPEATS = "repeats"
+"""As a start: the passes per domain that the block gives."""
 
 DETECTION_FILE = Path("versatune/detection.json")
 REFERENCES_FILE = Path("versatune/references.json")
@@ -51,9 +57,22 @@ class VersaTuneConfig(Block):
     initial_proportions: NumbersOrName | None = Field(
         None,
         description="Proportions at the start: `detected` (what the base model knows already), `uniform`, "
-        "`proportional` (by number of rows), a proportion per domain (sum 1), or the path of a "
-        "detection.json. Default: `detected`; but `uniform` for `specific`, `odm` and a strategy of "
-        "your own, none for `manual` and the staged, and `uniform` and `proportional` start from what they are.",
+        "`proportional` (by number of rows), `temperature` (by a root of it), a proportion per domain (sum 1), or the "
+        "path of a detection.json. Default: `detected`; but `uniform` for `specific`, `odm` and a strategy of "
+        "your own, none for `manual` and the staged, and `uniform`, `proportional`, `temperature` and `unimax` start "
+        "from what they are.",
+    )
+    temperature: float = Field(
+        2.0,
+        gt=0,
+        strict=True,
+        description="Under `temperature`: proportions go by the number of rows to the power of 1 / temperature: 1 is "
+        "`proportional`, more is nearer to `uniform` (arXiv 2010.11934, section 3.2).",
+    )
+    repeats: dict[str, Annotated[float, Field(gt=0, strict=True)]] | None = Field(
+        None,
+        description="In place of `initial_proportions`: how often the run passes over each domain's rows, "
+        "`{law: 3, code: 1}`; the run must be so long.",
     )
     initial_power: float = Field(
         1.0,
@@ -129,8 +148,11 @@ class VersaTuneConfig(Block):
             return None
         default = _DEFAULT_START.get(self.strategy, "uniform" if ":" in self.strategy else "detected")
         alone = self.strategy == "specific" and self.expansion is not None and self.expansion.share == 1
-        own = alone or self.strategy in ("uniform", "proportional")
-        return default if own or self.initial_proportions is None else self.initial_proportions
+        if alone or self.strategy in _OWN_START:
+            return default
+        if self.repeats is not None:
+            return REPEATS
+        return default if self.initial_proportions is None else self.initial_proportions
 
     @property
     def start_remark(self) -> str | None:

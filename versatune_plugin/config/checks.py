@@ -9,11 +9,11 @@ from versatune_plugin.domains import SUM_TOLERANCE, WRITTEN_TOLERANCE, check_pro
 from versatune_plugin.strategies import STRATEGIES, powered
 from versatune_plugin.strategies.staged import STAGED
 
-START_NAMES = ("detected", "uniform", "proportional")
+START_NAMES = ("detected", "uniform", "proportional", "temperature")
 """What `initial_proportions` can name, besides a file."""
 
 
-_NAMING_ALL = ("initial_proportions", "reference_losses")  # where they hold a number per domain
+_NAMING_ALL = ("initial_proportions", "repeats", "reference_losses")  # where they hold a number per domain
 
 _RISE = {"expansion.domain", "expansion.delta", "expansion.ceiling", "expansion.start"}
 KEYS_OF_STRATEGIES = {
@@ -65,8 +65,12 @@ def _unit_problems(config) -> list[Problem]:
     if config.unit == "examples":
         return []
     problems: list[Problem] = []
+    if config.strategy == "unimax":
+        problems.append((("unit",), "strategy 'unimax' limits passes over rows: leave it at 'examples'"))
     if config.strategy in STAGED:
         problems.append((("unit",), f"strategy {config.strategy!r} plans its stages in rows: leave it at 'examples'"))
+    if config.repeats is not None:
+        problems.append((("unit",), "`repeats` counts rows: leave it at 'examples', or give proportions"))
     if config.guards.max_passes is not None:
         problems.append((("unit",), "`guards.max_passes` counts rows: leave it at 'examples', or the limit out"))
     return problems
@@ -74,9 +78,11 @@ def _unit_problems(config) -> list[Problem]:
 
 def _start_problems(config) -> list[Problem]:
     key = ("initial_proportions",)
-    if config.strategy == "manual" and not isinstance(config.start, dict):
-        return [(key, "strategy 'manual' needs a proportion per domain: {law: 0.2, medicine: 0.8}")]
     given = config.initial_proportions
+    if config.repeats is not None and given is not None:
+        return [(("repeats",), "gives the proportions, and so does `initial_proportions`: leave one of the two out")]
+    if config.strategy == "manual" and not isinstance(given, dict) and config.repeats is None:
+        return [(key, "strategy 'manual' needs a proportion per domain: {law: 0.2, medicine: 0.8}")]
     if isinstance(given, str) and given not in START_NAMES and not given.endswith(".json"):
         return [(key, f"not a name, a proportion per domain or a .json file{nearest(given, START_NAMES)}")]
     if isinstance(given, dict):
@@ -155,6 +161,8 @@ def unused_keys(config) -> list[str]:
         "expansion": config.expansion is not None and "expansion.domain" not in acting,
         "guards": config.strategy in STAGED and bool(config.guards.changed()),
         "initial_proportions": config.initial_proportions not in (None, config.start),
+        "repeats": config.repeats is not None and config.start != "repeats",
+        "temperature": "temperature" in config.changed() and config.start != "temperature",
         "initial_power": config.initial_power != 1 and config.strategy in (*STAGED, "uniform", "inverse"),
         "sigma": "sigma" in config.changed() and config.strategy not in ("versatune", "increase_unconditional"),
         "reference_losses": str(config.reference_losses).endswith(".json") and config.references_file is None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from versatune_plugin import strategies
-from versatune_plugin.config.block import Unit, VersaTuneConfig
+from versatune_plugin.config.block import REPEATS, Unit, VersaTuneConfig
 from versatune_plugin.config.checks import KEYS_OF_STRATEGIES
 from versatune_plugin.config.measured import LossUnit, Measured, ReferenceRun
 from versatune_plugin.config.sections import SELF, GuardsConfig
@@ -18,6 +18,8 @@ from versatune_plugin.mixture.mixture import Mixture
 from versatune_plugin.strategies import STRATEGIES, Strategy, powered
 from versatune_plugin.strategies.staged import STAGED
 
+_INEXACT = 0.05  # of a packed run's rows
+_PASSES_OF_UNIMAX = 4  # ours
 _PROBE_ROWS = (8, 128)  # fewest and most held-out rows per domain of the default probe
 
 # Keys of the block that say where a run's numbers come from, not what it does with them
@@ -97,6 +99,8 @@ def resolve(
     domains = tuple(sizes)
     strategy = build_strategy(config, measured, sizes)
     strategy.plan(num_steps)
+    if config.start == REPEATS and not reference_run:
+        _check_repeats(config, sizes, num_steps * rows_per_step, rows_per_step)
     interval = steps_per_epoch if reference_run else interval_in_steps(config, num_steps)
     numbers = {
         "initial_proportions": None if measured.start is None else dict(measured.start),
@@ -223,7 +227,7 @@ def build_guards(config: VersaTuneConfig, domains: Sequence[str]) -> Guards:
     return Guards(
         floor=guards.vector("floor", domains),
         ceiling=guards.vector("ceiling", domains),
-        max_passes=guards.max_passes or np.inf,
+        max_passes=guards.max_passes or (_PASSES_OF_UNIMAX if config.strategy == "unimax" else np.inf),
         max_change=guards.max_change or np.inf,
     )
 
@@ -280,15 +284,33 @@ def _given_start(config: VersaTuneConfig, measured: Measured, sizes: Mapping[str
         start = dict(measured.start)
     if isinstance(start, dict):
         vector = check_proportions(start, domains, "versatune.initial_proportions", WRITTEN_TOLERANCE)
-    elif start == "proportional":
+    elif start in ("proportional", "temperature", REPEATS):
         amounts = np.array(list(sizes.values()), dtype=np.float64)
-        vector = amounts / amounts.sum()
+        if start == REPEATS:
+            amounts *= in_domain_order(config.repeats or {}, tuple(domains), "versatune.repeats")
+        vector = powered(amounts / amounts.sum(), 1 / config.temperature if start == "temperature" else 1)
     else:
         vector = np.full(len(domains), 1 / len(domains))
     try:
         return powered(vector, config.power)
     except ValueError as error:
         raise ValueError(f"versatune.initial_proportions: {error}") from error
+
+
+def _check_repeats(config: VersaTuneConfig, sizes: Mapping[str, int], num_draws: int, rows_per_step: int) -> None:
+    """Whether a run is as long as the passes over its domains' rows.
+
+    Raises:
+        ValueError: It is not, by more than a step and more than 5 % (how many rows a packed step takes is estimated).
+    """
+    repeats = config.repeats or {}
+    wanted = sum(repeats[domain] * number for domain, number in sizes.items())
+    if abs(wanted - num_draws) > max(rows_per_step, _INEXACT * wanted):
+        epochs = math.ceil(100 * wanted / (config.samples_per_epoch or sum(sizes.values()))) / 100
+        raise ValueError(
+            f"versatune.repeats: so many passes are {wanted:,.0f} rows, but the run draws {num_draws:,}: give it "
+            f"{math.ceil(wanted / rows_per_step):,} steps (max_steps), or {epochs:g} epochs, or other repeats"
+        )
 
 
 def _target_indices(config: VersaTuneConfig, domains: Sequence[str]) -> tuple[int, ...]:

@@ -20,7 +20,11 @@ _BEFORE = "\n## Citations\n"  # of TRL's card; in a card without it the section 
 _PAPER = "[VersaTune, arXiv 2411.11266](https://arxiv.org/abs/2411.11266)"
 _UNITS = {"examples": "examples", "tokens": "tokens", "target_tokens": "target tokens"}
 _LOSSES = {"probe": "on held-out rows", "train": "on the training batches"}
-_STARTS = {"uniform": "the same for every domain", "proportional": "proportional to the {unit} of the domains"}
+_STARTS = {
+    "uniform": "the same for every domain",
+    "proportional": "proportional to the {unit} of the domains",
+    "temperature": "proportional to a root of the {unit} of the domains",
+}
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#])")
 
 
@@ -161,6 +165,8 @@ def _start(settings: Mapping, detection: Mapping | None) -> str:
     elif isinstance(given, str):
         unit = _UNITS[settings.get("unit", "examples")]
         words = _STARTS[given].format(unit=unit) if given in _STARTS else _text(given)
+    elif settings.get("repeats"):
+        words = "by a number of passes over the rows of each domain"
     else:
         words = "given as numbers" if given else "the strategy's own"
     words += "" if power == 1 else f", to the power of {power:g}"

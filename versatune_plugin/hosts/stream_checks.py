@@ -25,13 +25,14 @@ def block_problems(config) -> list[str]:
             f"versatune.strategy: {config.strategy!r} plans by the number of rows, which a stream does not tell",
         ),
         (
-            config.start == "proportional",
-            f"versatune.{'strategy' if config.strategy == 'proportional' else 'initial_proportions'}: 'proportional' "
-            "needs the number of rows, which a stream does not tell: give a proportion per domain",
+            config.start in ("proportional", "temperature", "repeats"),
+            f"versatune.{_key_of_start(config)}: {config.start!r} needs the number of rows, which a stream does not "
+            "tell: give a proportion per domain",
         ),
         (
-            config.guards.max_passes is not None,
-            "versatune.guards.max_passes needs the number of rows, which a stream does not tell: give a ceiling",
+            config.guards.max_passes is not None or config.strategy == "unimax",
+            f"versatune.{'strategy: unimax' if config.strategy == 'unimax' else 'guards.max_passes'} needs the "
+            "number of rows, which a stream does not tell: give a ceiling",
         ),
         (
             config.samples_per_epoch is not None,
@@ -97,3 +98,10 @@ def fitted_on_rows() -> NoReturn:
         "versatune.initial_proportions: the detection's judge was fitted on training rows, which cannot be compared "
         "with streams: give a proportion per domain"
     )
+
+
+def _key_of_start(config) -> str:
+    """The key that says where the start comes from."""
+    if config.start == "repeats":
+        return "repeats"
+    return "strategy" if config.strategy == config.start else "initial_proportions"

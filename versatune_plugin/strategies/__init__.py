@@ -19,6 +19,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "versatune": Fostering,  # with `expansion:` Expansion
     "uniform": Fixed,
     "proportional": Fixed,
+    "temperature": Fixed,
+    "unimax": Fixed,
     "manual": Fixed,
     "constant": Fixed,
     "inverse": Fixed,

@@ -27,6 +27,17 @@ ABOUT = {
     ),
     "uniform": About(rule="1/k", source=f"{_VERSATUNE}, Table 1", when="the baseline that is hard to beat"),
     "proportional": About(rule="by number of rows", source="-", when="what plain concatenation does"),
+    "temperature": About(
+        rule="rows_j ** (1 / `temperature`), normalised",
+        source="mT5, arXiv 2010.11934, section 3.2",
+        when="sizes are far apart: between `proportional` and `uniform`",
+    ),
+    "unimax": About(
+        rule="1/k, but no domain more than `guards.max_passes` times (default 4); what it leaves goes to the "
+        "others, evenly",
+        source="arXiv 2304.09151, Algorithm 1",
+        when="sizes are far apart, and the small domains should not be repeated too often",
+    ),
     "manual": About(rule="yours, in `initial_proportions`", source="-", when="you know what you want"),
     "constant": About(
         rule="`initial_proportions`, never changed",

@@ -1,8 +1,9 @@
 """Strategies that keep the proportions they start with.
 
-They differ only in where the start comes from: `uniform` 1/k, `proportional` the domains' sizes, `manual` the
-user, `constant` the detected proportions (arXiv 2411.11266, Table 4, "VersaTune Constant"), `inverse` their
-reciprocals (same paper, Table 1), `specific` a target's share (same paper, section 5).
+They differ only in where the start comes from: `uniform` 1/k, `proportional` the domains' sizes, `temperature` a root
+of the sizes (mT5, arXiv 2010.11934, section 3.2), `unimax` 1/k within a limit on passes (arXiv 2304.09151,
+Algorithm 1), `manual` the user, `constant` the detected proportions (arXiv 2411.11266, Table 4, "VersaTune Constant"),
+`inverse` their reciprocals (same paper, Table 1), `specific` a target's share (same paper, section 5).
 """
 
 from dataclasses import dataclass
