@@ -4,9 +4,11 @@ Six domains of tokenised rows, and a tiny model, so that the rows are what takes
 lie on the disk beforehand, as at the second start of any run. The runs take turns; shown are medians. Phases: Python
 and the config (until rows are asked for), rows, model, trainer (for the plugin: with the fingerprints of all rows that
 a resume is checked by), and what lies between `train()` and the first step (the loader, and for Axolotl's packing the
-plan of the epoch). Nothing is measured by probes here.
+plan of the epoch). Nothing is measured by probes here. --first times the first start of all, of rows of text that are
+prepared anew in every run.
 
     python benchmarks/startup.py [--rows 1000000] [--pairs 3] [--packing] [--profile] [--folder FOLDER] [--json FILE]
+    python benchmarks/startup.py --first --rows 20000 [--num-proc 2]
 
 With the defaults it takes some 5 minutes on two cores, a third of them for making the rows. --profile shows in which
 functions of this package the plugin's run spends its time. Needs the tests' tiny model, so run it from a checkout.
@@ -16,6 +18,8 @@ import argparse
 import json
 import os
 import pstats
+import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -93,14 +97,33 @@ def make_rows(folder: Path, num_rows: int, longest: int = 40, vocabulary: int = 
     return paths
 
 
-def configs(folder: Path, paths: dict[str, Path], packing: bool) -> dict[str, dict]:
+def make_texts(folder: Path, num_rows: int, longest: int = 60) -> dict[str, Path]:
+    """A file of instructions and answers of 10 to `longest` words per domain."""
+    words, paths = random.Random(0), {}
+    for domain, share in SHARES.items():
+        paths[domain] = folder / f"{domain}.jsonl"
+        with open(paths[domain], "w") as file:
+            for _ in range(int(share * num_rows)):
+                texts = [
+                    " ".join(f"{domain}{words.randrange(500)}" for _ in range(words.randint(10, longest))) for _ in "io"
+                ]
+                file.write(f"{json.dumps({'instruction': texts[0], 'input': '', 'output': texts[1]})}\n")
+    return paths
+
+
+def configs(folder: Path, paths: dict[str, Path], packing: bool, num_proc: int | None) -> dict[str, dict]:
     """The same run with the plugin and without it."""
     sys.path.insert(0, str(ROOT))
     from tests.tiny import axolotl_config
 
-    entries = [{"path": str(path), "ds_type": "parquet", "type": None} for path in paths.values()]
+    kinds = {".parquet": ("parquet", None), ".jsonl": ("json", "alpaca")}
+    entries = [
+        {"path": str(path), **dict(zip(("ds_type", "type"), kinds[path.suffix], strict=True))}
+        for path in paths.values()
+    ]
     config = axolotl_config(folder, folder / "out", max_steps=1, save_strategy="no", sample_packing=packing)
-    del config["test_datasets"], config["versatune"], config["save_steps"]
+    del config["test_datasets"], config["versatune"], config["save_steps"], config["dataset_num_proc"]
+    config |= {"dataset_num_proc": num_proc} if num_proc else {}
     arms = {
         "without": {"datasets": entries, "plugins": ["startup.BeforePlugin", "startup.AfterPlugin"]},
         "with": {
@@ -126,6 +149,7 @@ def start(config: dict, folder: Path, profile: Path | None = None) -> dict[str, 
         cwd=folder,
         env=QUIET
         | os.environ
+        | {"HF_DATASETS_CACHE": str(folder / "cache")}
         | {"STAMPS": str(stamps), "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)])},
         capture_output=True,
         text=True,
@@ -171,6 +195,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10**6)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--packing", action="store_true", help="with sample_packing in both runs")
+    parser.add_argument("--first", action="store_true", help="rows of text, prepared anew in every run")
+    parser.add_argument("--num-proc", type=int, help="dataset_num_proc; default: Axolotl's")
     parser.add_argument("--profile", action="store_true", help="where the plugin's run spends its time")
     parser.add_argument("--folder", type=Path, help="where rows and caches are kept for another time")
     parser.add_argument("--json", type=Path, help="also write the numbers there")
@@ -183,15 +209,22 @@ def main() -> None:
             from tests.tiny import make_model
 
             make_model(folder / "model")
-        paths = {domain: folder / f"{domain}.parquet" for domain in SHARES}
+        paths = {domain: folder / f"{domain}.{'jsonl' if options.first else 'parquet'}" for domain in SHARES}
         if not all(path.exists() for path in paths.values()):
-            paths = make_rows(folder, options.rows)
-        arms = configs(folder, paths, options.packing)
-        for name, config in arms.items():
+            paths = (make_texts if options.first else make_rows)(folder, options.rows)
+        arms = configs(folder, paths, options.packing, options.num_proc)
+
+        def run(name: str) -> dict[str, list[float]]:
+            if options.first:
+                for cache in (f"prepared-{name}", "cache"):
+                    shutil.rmtree(folder / cache, ignore_errors=True)
+            return start(arms[name], folder)
+
+        for name, config in [] if options.first else arms.items():
             print(f"rows prepared, {name} the plugin: {start(config, folder)}", file=sys.stderr)
         runs = []
         for number in range(options.pairs):
-            runs.append({name: start(arms[name], folder) for name in list(arms)[:: (-1) ** number]})
+            runs.append({name: run(name) for name in list(arms)[:: (-1) ** number]})
             print(runs[-1], file=sys.stderr)
         if options.profile:
             start(arms["with"], folder, folder / "profile")

@@ -8,7 +8,7 @@ pytest.importorskip("trl")
 
 from datasets import DatasetDict
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import DataCollatorForSeq2Seq, TrainerCallback
+from transformers import DataCollatorForSeq2Seq, TrainerCallback, default_data_collator
 
 from tests.hosts import inside, runs
 from tests.hosts.rows import text, tokenizer
@@ -85,6 +85,11 @@ def test_a_collator_that_makes_batches_of_other_rows_is_refused_before_a_step(wo
     padded = DataCollatorForSeq2Seq(tokenizer(workspace))
     with pytest.raises(ValueError, match=r"the data collator makes a batch of \d row.* out of 2 of domain 'law'"):
         inside.build(workspace, tmp_path, trainer={"data_collator": lambda rows: padded(change(list(rows)))}, **SHORT)
+
+
+def test_a_collator_that_does_not_pad_is_refused_before_a_step(workspace, tmp_path):
+    with pytest.raises(ValueError, match="the data collator makes no batch of 2 rows of domain 'law'"):
+        inside.build(workspace, tmp_path, trainer={"data_collator": default_data_collator}, **SHORT)
 
 
 @pytest.mark.parametrize("kind", [dict, DatasetDict])

@@ -73,7 +73,7 @@ def batch_targets(
 
 
 def rows_lost(train: Mapping[str, Dataset], collate: Callable[[Dataset], Mapping], batch_rows: int) -> str | None:
-    """What to say of a collator that makes batches of other rows than it is given; None where it keeps them.
+    """What to say of a collator that makes no batch, or one of other rows than it is given; None where it keeps them.
 
     Args:
         train: Tokenised rows per domain.
@@ -82,7 +82,13 @@ def rows_lost(train: Mapping[str, Dataset], collate: Callable[[Dataset], Mapping
     """
     for domain, rows in train.items():
         given = rows.select(range(min(batch_rows, len(rows))))
-        batch = collate(given)
+        try:
+            batch = collate(given)
+        except (TypeError, ValueError) as error:
+            return (
+                f"the data collator makes no batch of {len(given)} rows of domain {domain!r}: {error}. Give one that "
+                "pads them, such as DataCollatorForSeq2Seq(tokenizer)"
+            )
         number = len(batch[data.TOKENS])
         joined = number == 1 and _num_tokens(batch) >= data.token_counts(given).sum()  # to one row without padding
         if number != len(given) and not joined:

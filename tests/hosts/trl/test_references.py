@@ -349,7 +349,7 @@ def test_reference_runs_cannot_share_an_optimizer(workspace, tmp_path):
 
 
 def test_plain_trainer_reads_a_file_and_cannot_make_one(workspace, made, tmp_path):
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     from versatune_plugin import VersaTuneMixin
 
@@ -364,6 +364,7 @@ def test_plain_trainer_reads_a_file_and_cannot_make_one(workspace, made, tmp_pat
             args=TrainingArguments(str(tmp_path), max_steps=3, use_cpu=True, seed=5, report_to="none"),
             train_dataset={d: trainer.train_dataset.select(range(start, end)) for d, (start, end) in spans.items()},
             eval_dataset=trainer.eval_dataset,
+            data_collator=DataCollatorForSeq2Seq(trainer.processing_class),
             versatune=block(workspace, file),
         )
 
