@@ -604,8 +604,9 @@ class VersaTuneMixin(_Host):
             losses = [metrics.get(f"{metric_key_prefix}_{each}_loss") for each in sets]
             if losses and None not in losses:
                 metrics[name] = float(np.mean(losses))
-                self._log_beside_the_host({name: metrics[name]})
-                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+                mean = {name: metrics[name]}  # alone: the callbacks have had the others
+                self._log_beside_the_host(mean)
+                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, mean)
         return metrics
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
